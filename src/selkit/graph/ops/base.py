@@ -1,0 +1,218 @@
+"""What kind of function an ONNX operator is, and the registry that finds it.
+
+Every tensor that an operator sees has a leading *stack axis*: a value of ONNX shape ``(2, 3)`` is a torch
+tensor of shape ``(S, 2, 3)``, one slice for each of S points of the input. Values that do not depend on the
+input (weights, shapes) have ``S == 1`` and broadcast. ONNX axis ``a >= 0`` therefore is torch axis
+``a + 1``; a negative axis stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+Input = Tensor | None
+"""An operator's input: a tensor with a stack axis, or ``None`` for an optional input that is left out."""
+
+
+class Kind(enum.Enum):
+    """What an operator does to the inputs that depend on the model's input (its *live* inputs)."""
+
+    CONSTANT = "constant"
+    AFFINE = "affine"
+    PIECEWISE_LINEAR = "piecewise linear"
+    MAXIMUM = "maximum"
+    SMOOTH = "smooth"
+    PRODUCT = "product"
+    COMPOSITE = "composite"
+
+
+class UnsupportedAttribute(Exception):
+    """Raised by an operator's constructor for attributes that it does not cover; the text is the reason."""
+
+
+class Operator:
+    """An ONNX operator with its attributes; holds no state of a run.
+
+    Subclasses are frozen dataclasses whose fields are named like the ONNX attributes, with ONNX' defaults
+    (a field without a default is a required attribute). ``__post_init__`` raises
+    :class:`UnsupportedAttribute` for values that are not covered.
+    """
+
+    KIND: ClassVar[Kind]
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        """What this operator is when exactly the inputs marked in ``live`` depend on the model's input."""
+        return self.KIND if any(live) else Kind.CONSTANT
+
+    def forward(self, *inputs: Input) -> tuple[Tensor, ...]:
+        """Outputs for stacked inputs; a pure function."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+
+class Constant(Operator):
+    """The output does not depend on the values of the live inputs (only on their shapes)."""
+
+    KIND = Kind.CONSTANT
+
+
+class Affine(Operator):
+    """Affine in its live inputs: commutes with interpolation."""
+
+    KIND = Kind.AFFINE
+
+    def spread(self, live: Sequence[bool], *inputs: Input) -> tuple[Tensor, ...]:
+        """Propagate radii: ``|W| e`` for an operator that maps ``x`` to ``W x + c``.
+
+        ``inputs`` are as for :meth:`forward`, with the live ones replaced by radii ``e >= 0``. For every
+        input within ``e`` of some ``x`` (elementwise), the output is within the result of ``forward(x)``.
+        """
+        raise TypeError(f"{type(self).__name__} does not define spread")
+
+
+class PiecewiseLinear(Operator):
+    """Elementwise, continuous and piecewise linear in its first input; further inputs are constants."""
+
+    KIND = Kind.PIECEWISE_LINEAR
+
+    def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
+        """Where the slope changes, ascending: numbers, or tensors that broadcast against ``inputs[0]``."""
+        raise TypeError(f"{type(self).__name__} does not define knots")
+
+
+class Maximum(Operator):
+    """The maximum (or, if :attr:`sign` is -1, the minimum) over a set of candidates for each output element."""
+
+    KIND = Kind.MAXIMUM
+
+    @property
+    def sign(self) -> int:
+        """1 for a maximum, -1 for a minimum."""
+        return 1
+
+    def argmax(self, *inputs: Input) -> Tensor:
+        """Index of the winning candidate for each output element: int64 of shape ``(S, *output)``."""
+        raise TypeError(f"{type(self).__name__} does not define argmax")
+
+    def pick(self, index: Tensor, *inputs: Input) -> Tensor:
+        """Value of candidate ``index`` for each output element; ``index`` as :meth:`argmax` returns it."""
+        raise TypeError(f"{type(self).__name__} does not define pick")
+
+
+class Smooth(Operator):
+    """Elementwise and twice differentiable almost everywhere in its first input."""
+
+    KIND = Kind.SMOOTH
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """First derivative at ``x``."""
+        raise TypeError(f"{type(self).__name__} does not define derivative")
+
+    def curvature(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """An upper bound of ``|f''|`` on ``[lower, upper]``, elementwise; infinite where there is none."""
+        raise TypeError(f"{type(self).__name__} does not define curvature")
+
+
+class Product(Operator):
+    """Bilinear in two inputs: affine as long as only one of them is live."""
+
+    KIND = Kind.PRODUCT
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        """``AFFINE`` with one live input, ``PRODUCT`` with two."""
+        alive = sum(live)
+        return Kind.CONSTANT if alive == 0 else Kind.AFFINE if alive == 1 else Kind.PRODUCT
+
+    def spread(self, live: Sequence[bool], *inputs: Input) -> tuple[Tensor, ...]:
+        """As :meth:`Affine.spread`, for the case that one input is live."""
+        raise TypeError(f"{type(self).__name__} does not define spread")
+
+
+Op = TypeVar("Op", bound=type[Operator])
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """One registered operator class: its ONNX name and domain, and the schema versions that it covers."""
+
+    name: str
+    domain: str
+    since: tuple[int, ...]
+    operator: type[Operator]
+
+
+_REGISTRY: dict[tuple[str, str, int], Registration] = {}
+
+
+def register(name: str, *, since: tuple[int, ...], domain: str = "") -> Callable[[Op], Op]:
+    """Register a frozen dataclass as the implementation of an ONNX operator.
+
+    Parameters
+    ----------
+    name, domain
+        Of the ONNX operator.
+    since
+        The ``since_version`` of every schema version that the class covers in full.
+
+    Raises
+    ------
+    ValueError
+        If one of these versions has an implementation already.
+    """
+
+    def decorate(cls: Op) -> Op:
+        registration = Registration(name, domain, since, cls)
+        for version in since:
+            key = (domain, name, version)
+            if key in _REGISTRY:
+                raise ValueError(f"{name} of domain {domain!r} since {version} is registered twice")
+            _REGISTRY[key] = registration
+        return cls
+
+    return decorate
+
+
+def find(name: str, since: int, domain: str = "") -> Registration | None:
+    """Return the registration for an operator's schema version, or ``None``."""
+    return _REGISTRY.get((domain, name, since))
+
+
+def versions(name: str, domain: str = "") -> tuple[int, ...]:
+    """Return the schema versions of an operator that are supported, ascending."""
+    return tuple(sorted(key[2] for key in _REGISTRY if key[:2] == (domain, name)))
+
+
+def registrations() -> Iterator[Registration]:
+    """Every registered operator class once, by domain and name."""
+    unique = {id(entry): entry for entry in _REGISTRY.values()}
+    yield from sorted(unique.values(), key=lambda entry: (entry.domain, entry.name, entry.since))
+
+
+def align(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Insert unit axes behind the stack axis, so that ONNX' broadcasting becomes torch's."""
+    rank = max(tensor.ndim for tensor in tensors)
+    return tuple(
+        tensor.reshape(tensor.shape[0], *(1,) * (rank - tensor.ndim), *tensor.shape[1:]) for tensor in tensors
+    )
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a constant without its stack axis; refuse a live value."""
+    if tensor.shape[0] != 1:
+        raise UnsupportedAttribute("an input that must be constant depends on the model's input")
+    return tensor[0]
+
+
+def integers(tensor: Tensor) -> tuple[int, ...]:
+    """Return a constant integer input (a shape, axes, ...) as Python integers."""
+    return tuple(int(value) for value in plain(tensor).reshape(-1).tolist())
+
+
+def floating(tensor: Tensor) -> bool:
+    """Whether a tensor carries real numbers (not shapes, indices or conditions)."""
+    return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
