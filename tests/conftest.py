@@ -1,0 +1,22 @@
+"""What all tests share: no progress bars, no windows, the same random examples in every run."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+from selkit.utils import progress
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+hypothesis.settings.register_profile("selkit", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("selkit")
+progress.disable()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Start every test from the same state of torch's global generator, whatever ran before it."""
+    torch.manual_seed(0)
