@@ -1,0 +1,488 @@
+"""What every score does: fit on references, get a threshold from calibration data, score and select."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selkit.embeddings.batches import Key
+from selkit.embeddings.extract import extract as extract_features
+from selkit.embeddings.sources import Pool, Want, check_rows, source_of
+from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
+from selkit.scores.estimator import OutlierEstimator
+from selkit.scores.state import Stateful
+from selkit.utils.arrays import ArrayLike, as_labels, as_matrix, as_tensor, as_vector, check_fraction
+
+
+@dataclass
+class FitData:
+    """References and calibration samples, with their labels where there are some."""
+
+    X: Tensor | None = None
+    y: Tensor | None = None
+    Y: Tensor | None = None
+    y_cal: Tensor | None = None
+    model: Any = field(default=None, repr=False)
+
+
+class UncertaintyScore(OutlierEstimator, Stateful):
+    """Base of all scores: a higher score is less like the training data.
+
+    A score is a ``torch.nn.Module`` whose state is in buffers: it moves with ``to(device)``, is saved in a
+    checkpoint of what contains it, and computes without gradients. Subclasses implement ``_fit`` and
+    ``_score``.
+
+    Attributes
+    ----------
+    threshold
+        ``None`` before :meth:`set_threshold` or :meth:`calibrate`; then a number, or one for each group.
+    calibration_scores
+        Scores of the calibration set, ``(M,)``, or ``None``.
+    """
+
+    buffer_names: ClassVar[tuple[str, ...]] = (
+        "width",
+        "threshold",
+        "threshold_groups",
+        "calibration_scores",
+        "calibration_labels",
+    )
+    feature: ClassVar[Want] = "embedding"
+    requires_fit: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+
+    width: Tensor | None
+    threshold: Tensor | None
+    threshold_groups: Tensor | None
+    calibration_scores: Tensor | None
+    calibration_labels: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._where: dict[str, Any] = {"layer": None, "pool": None}
+
+    # what a subclass fills in
+
+    @abstractmethod
+    def _fit(self, X: Tensor, y: Tensor | None) -> None:
+        """Learn from checked references ``(N, D)`` and labels."""
+
+    @abstractmethod
+    def _score(self, query: Tensor) -> Tensor:
+        """Scores ``(N,)`` of checked queries on this module's device and dtype."""
+
+    def _self_scores(self) -> Tensor | None:
+        """Scores of the references as if each had not been among them, where that is possible."""
+        return None
+
+    def _check(self, values: object, name: str) -> Tensor:
+        """Queries or references as a tensor, or an error that says what is wrong."""
+        return as_matrix(values, name)
+
+    # public
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it can score."""
+        return not self.requires_fit or self.width is not None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it can select."""
+        return self.threshold is not None
+
+    def fit(
+        self,
+        X: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        y: ArrayLike | None = None,
+        *,
+        Y: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        y_cal: ArrayLike | None = None,
+        ref: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        cal: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        labels: ArrayLike | None = None,
+        model: Any = None,
+        loaders: Mapping[str, Iterable[Any]] | None = None,
+        layer: str | None = None,
+        pool: Pool = None,
+        input_key: Key = None,
+        target_key: Key = None,
+        cache: str | Path | None = None,
+        q: float | None = None,
+    ) -> Self:
+        """Fit on references, and score a calibration set if there is one.
+
+        Either ``X`` (and ``Y``) with precomputed embeddings or logits, or ``model`` and ``loaders``.
+
+        Parameters
+        ----------
+        X, ref
+            References, shape ``(N, D)``, a tensor or an array; two names for one argument. Half precision
+            and integers are computed in float32. A mapping may hold ``"embedding"`` or ``"logits"``, and
+            ``"label"``.
+        y, labels
+            Labels of the references, where the score uses them: ``(N,)``, or a 0/1 matrix ``(N, C)``.
+        Y, cal
+            Calibration set, shape ``(M, D)``: data that the score was not fitted on.
+        y_cal
+            Labels of the calibration set.
+        model
+            A torch or Lightning module with ``embed(x)`` (``logits(x)`` for scores of logits), or an ONNX
+            model; see :func:`selkit.embeddings.extract`.
+        loaders
+            ``{"train": ..., "val": ...}``; ``"val"`` is the calibration set and may be missing.
+        layer, pool, input_key, target_key, cache
+            As in :func:`selkit.embeddings.extract`; ``layer`` and ``pool`` are remembered for queries.
+        q
+            Fit twice: the second time only on the fraction ``q`` of the references that the first fit
+            finds least unusual.
+
+        Returns
+        -------
+        Self
+            Without a threshold, even if it had one before.
+
+        Raises
+        ------
+        InvalidInputError
+            For NaN, infinite or empty data, another width in ``Y`` than in ``X``, or both ways at once.
+        """
+        data = self._gather(
+            X if ref is None else _only_one(ref, X, "ref", "X"),
+            labels if y is None else _only_one(y, labels, "y", "labels"),
+            Y if cal is None else _only_one(cal, Y, "cal", "Y"),
+            y_cal,
+            model,
+            loaders,
+            {"layer": layer, "pool": pool, "input_key": input_key, "target_key": target_key, "cache": cache},
+        )
+        self._forget()
+        self._where = {"layer": layer, "pool": pool}
+        self._fit_data(data, q)
+        if data.Y is not None:
+            self.calibration_scores = self._score_chunked(data.Y, data.y_cal, "Y")
+            self.calibration_labels = data.y_cal
+        return self
+
+    def set_threshold(
+        self, q: float = 0.99, *, scores: ArrayLike | None = None, method: str = "linear"
+    ) -> Self:
+        """Put the threshold at the empirical quantile of the calibration scores.
+
+        About the fraction ``q`` of new samples of the same kind is then selected; :meth:`calibrate` gives
+        a guarantee.
+
+        Parameters
+        ----------
+        q
+            Between 0 and 1, both included.
+        scores
+            Calibration scores to use instead of the stored ones. Without either, neighbour scores use
+            those of the references against the others (leave one out).
+        method
+            As in :func:`numpy.quantile`.
+
+        Returns
+        -------
+        Self
+
+        Raises
+        ------
+        NotFittedError
+            If there are no calibration scores.
+        InvalidInputError
+            For ``q`` outside [0, 1] or scores with NaN.
+        """
+        from selkit.calibration import quantile_threshold
+
+        self._set_threshold(quantile_threshold(self._scores_for_threshold(scores), q, method=method))
+        return self
+
+    def score(
+        self,
+        query: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        *,
+        model: Any = None,
+        loader: Iterable[Any] | None = None,
+        input_key: Key = None,
+        cache: str | Path | None = None,
+    ) -> Tensor:
+        """How unlike the references each query is.
+
+        Parameters
+        ----------
+        query
+            Embeddings or logits, as in :meth:`fit`.
+        model, loader
+            Instead of ``query``: run the model over the loader; ``layer`` and ``pool`` are those of
+            :meth:`fit`.
+        input_key, cache
+            As in :func:`selkit.embeddings.extract`.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(N,)``, on the device of the query.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        InvalidInputError
+            For NaN, infinity, an empty query or another width than that of the references.
+        """
+        self._check_fitted()
+        return self._score_chunked(self._query(query, model, loader, input_key, cache), None, "query")
+
+    def select(
+        self,
+        query: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        *,
+        model: Any = None,
+        loader: Iterable[Any] | None = None,
+        input_key: Key = None,
+        cache: str | Path | None = None,
+        groups: ArrayLike | None = None,
+    ) -> dict[str, Tensor]:
+        """Which queries are close enough to the training data to be predicted.
+
+        Parameters
+        ----------
+        query, model, loader, input_key, cache
+            As in :meth:`score`.
+        groups
+            Group of each query, where :meth:`calibrate` set one threshold for each group.
+
+        Returns
+        -------
+        dict
+            ``"score"``, shape ``(N,)``, and ``"selected"``, boolean: ``score <= threshold``.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`, or without a threshold.
+        """
+        self._check_fitted()
+        if self.threshold is None:
+            raise NotFittedError(
+                f"{type(self).__name__} has no threshold yet: call set_threshold(q=...) or calibrate(...) first"
+            )
+        score = self.score(query, model=model, loader=loader, input_key=input_key, cache=cache)
+        return {"score": score, "selected": score <= self._threshold_for(score, groups)}
+
+    def extract(self, model: Any, x: Any) -> Tensor:
+        """What :meth:`score` takes, from one batch of a model's inputs.
+
+        Parameters
+        ----------
+        model
+            As in :meth:`fit`.
+        x
+            Inputs of the model.
+
+        Returns
+        -------
+        Tensor
+            Embeddings or logits, one row for each sample, on the model's device.
+
+        Raises
+        ------
+        InvalidInputError
+            If the model does not give one row for each sample.
+        """
+        source = source_of(model, self.feature, **self._where)
+        if getattr(model, "training", False):
+            with source.running():
+                features = source(x)
+        else:
+            features = source(x)
+        check_rows(features, x)
+        return features
+
+    def forward(self, query: Tensor) -> Tensor:
+        """The same as :meth:`score`."""
+        return self.score(query)
+
+    # shared work
+
+    def _forget(self) -> None:
+        for name in UncertaintyScore.buffer_names:
+            setattr(self, name, None)
+
+    def _fit_data(self, data: FitData, q: float | None) -> None:
+        X = data.X
+        if X is None:
+            raise InvalidInputError(
+                f"{type(self).__name__} needs references: give X=, or model= and loaders="
+            )
+        if self.needs_labels and data.y is None:
+            raise InvalidInputError(f"{type(self).__name__} needs the labels of the references: give y=")
+        self._fit(X, data.y)
+        self.width = torch.tensor(X.shape[1])
+        if q is not None:
+            keep = self._inliers(X, q)
+            y = None if data.y is None else data.y[keep.to(data.y.device)]
+            self._fit(X[keep.to(X.device)], y)
+
+    def _inliers(self, X: Tensor, q: float) -> Tensor:
+        q = check_fraction(q, "q (the fraction of references to keep)", zero=False)
+        scores = self._self_scores()
+        if scores is None:
+            scores = self._score_chunked(X, None, "X")
+        return scores <= float(np.quantile(scores.double().cpu().numpy(), q))
+
+    def _score_chunked(self, query: Tensor, labels: Tensor | None, name: str) -> Tensor:
+        self._check_width(query, name)
+        with torch.no_grad():
+            return self._score(query)
+
+    def _check_width(self, query: Tensor, name: str) -> None:
+        if self.width is not None and query.shape[1] != int(self.width):
+            raise InvalidInputError(
+                f"{name} has {query.shape[1]} features, but {type(self).__name__} was fitted on "
+                f"{int(self.width)}; use the same model and layer for both"
+            )
+
+    def _query(
+        self, query: Any, model: Any, loader: Iterable[Any] | None, input_key: Key, cache: Any
+    ) -> Tensor:
+        if (query is None) == (model is None) or (model is None) != (loader is None):
+            raise InvalidInputError("give either query=, or model= and loader=")
+        if query is None:
+            options = {"input_key": input_key, "cache": cache, **self._where}
+            query = extract_features(model, loader or (), self.feature, **options).values
+        values, _ = self._split(query, "query")
+        return self._check(values, "query")
+
+    def _split(self, values: Any, name: str) -> tuple[Any, Any]:
+        """Features and labels of an argument that may be a mapping."""
+        if not isinstance(values, Mapping):
+            return values, None
+        keys = ("embedding", "embeddings", "logits")
+        found = [key for key in keys if key in values]
+        if len(found) > 1:
+            found = [self.feature] if self.feature in found else found
+        if len(found) != 1:
+            raise InvalidInputError(
+                f"{name} is a mapping with the keys {list(values)}; one of {keys} is needed"
+            )
+        return values[found[0]], values.get("label", values.get("labels"))
+
+    def _gather(
+        self, X: Any, y: Any, Y: Any, y_cal: Any, model: Any, loaders: Any, options: dict[str, Any]
+    ) -> FitData:
+        if model is None and loaders is None:
+            (X, y_in), (Y, y_cal_in) = self._split(X, "X"), self._split(Y, "Y")
+            y, y_cal = y_in if y is None else y, y_cal_in if y_cal is None else y_cal
+        elif X is not None or Y is not None:
+            raise InvalidInputError("give either X= and Y=, or model= and loaders=, not both")
+        else:
+            X, y, Y, y_cal = self._gather_from_model(y, y_cal, model, loaders, options)
+        data = FitData(model=model)
+        data.X = None if X is None else self._check(X, "X")
+        data.Y = None if Y is None else self._check(Y, "Y")
+        if data.X is not None and data.Y is not None and data.X.shape[1:] != data.Y.shape[1:]:
+            raise InvalidInputError(
+                f"X and Y must have the same width; got {tuple(data.X.shape)} and {tuple(data.Y.shape)}"
+            )
+        data.y = None if y is None or data.X is None else _labels(y, "y", data.X)
+        data.y_cal = None if y_cal is None or data.Y is None else _labels(y_cal, "y_cal", data.Y)
+        return data
+
+    def _gather_from_model(
+        self, y: Any, y_cal: Any, model: Any, loaders: Any, options: dict[str, Any]
+    ) -> tuple[Any, Any, Any, Any]:
+        if model is None or loaders is None:
+            raise InvalidInputError("model= and loaders= belong together: loaders={'train': ..., 'val': ...}")
+        if not isinstance(loaders, Mapping):
+            raise InvalidTypeError(
+                f"loaders must be a mapping such as {{'train': ..., 'val': ...}}; got {type(loaders).__name__}"
+            )
+        unknown = set(loaders) - {"train", "val"}
+        if unknown or not loaders:
+            raise InvalidInputError(f"loaders may hold 'train' and 'val'; got {list(loaders)}")
+        found: dict[str, Any] = {}
+        for part, given in (("train", y), ("val", y_cal)):
+            if part in loaders:
+                wanted = self.needs_labels and given is None
+                found[part] = extract_features(model, loaders[part], self.feature, labels=wanted, **options)
+        train, val = found.get("train"), found.get("val")
+        return (
+            train.values if train else None,
+            train.labels if train and y is None else y,
+            val.values if val else None,
+            val.labels if val and y_cal is None else y_cal,
+        )
+
+    def _scores_for_threshold(self, scores: ArrayLike | None) -> np.ndarray[Any, np.dtype[np.float64]]:
+        if scores is not None:
+            return as_vector(scores, "scores", finite=False)
+        self._check_fitted()
+        if self.calibration_scores is None:
+            own = self._self_scores()
+            if own is None:
+                raise NotFittedError(
+                    f"{type(self).__name__} has no calibration scores: fit with Y= (or loaders={{'val': ...}}), "
+                    "or give scores="
+                )
+            self.calibration_scores = own
+        return as_vector(self.calibration_scores, "scores", finite=False)
+
+    def _set_threshold(self, threshold: float) -> None:
+        self.threshold = self._as_threshold([threshold])[0]
+        self.threshold_groups = None
+
+    def _as_threshold(self, values: Sequence[float]) -> Tensor:
+        """Thresholds in the precision of the scores; rounded up, so that a score equal to one is selected."""
+        buffers = list(self.buffers())
+        exact = torch.tensor(values, dtype=torch.float64)
+        if any(buffer.dtype is torch.float64 for buffer in buffers):
+            return exact.to(buffers[0].device)
+        rounded = exact.float()
+        up = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
+        rounded = torch.where(rounded.double() < exact, up, rounded)
+        return rounded.to(buffers[0].device) if buffers else rounded
+
+    def _threshold_for(self, score: Tensor, groups: ArrayLike | None) -> Tensor:
+        if self.threshold is None:
+            raise NotFittedError(f"{type(self).__name__} has no threshold")
+        return self.threshold.to(score.device)
+
+    def _check_fitted(self) -> None:
+        if not self.is_fitted:
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
+
+    def _extra(self) -> dict[str, Any]:
+        pool = self._where["pool"]
+        if callable(pool):
+            raise InvalidTypeError("pool is a function, which cannot be saved; use a named one or embed()")
+        return {"layer": self._where["layer"], "pool": pool}
+
+    def _set_extra(self, extra: dict[str, Any]) -> None:
+        self._where = {"layer": extra.get("layer"), "pool": extra.get("pool")}
+
+
+def _only_one(first: Any, second: Any, name: str, other: str) -> Any:
+    if second is not None:
+        raise InvalidInputError(f"{name}= and {other}= are two names for one argument; give one of them")
+    return first
+
+
+def _labels(values: Any, name: str, rows: Tensor) -> Tensor:
+    tensor = as_tensor(values, name)
+    if tensor.is_floating_point() and tensor.ndim == 2 and tensor.shape[1] == rows.shape[1]:
+        raise InvalidInputError(
+            f"{name} must hold labels; got a matrix like X. Calibration embeddings are given by name: Y="
+        )
+    return as_labels(values, name, rows.shape[0])
+
+
+Stat = Literal["max", "mean", "median", "min"]

@@ -1,0 +1,89 @@
+"""What makes a score the last step of a scikit-learn ``Pipeline``, without importing scikit-learn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from selkit.errors import NotFittedError
+
+if TYPE_CHECKING:
+    from selkit.scores.base import UncertaintyScore
+
+
+class OutlierEstimator:
+    """scikit-learn's conventions for outlier detectors, on top of ``score``.
+
+    There, higher is more normal: ``score_samples`` is the negated score, ``decision_function`` is the
+    threshold minus the score, and ``predict`` is 1 for what is selected and -1 for what is not.
+    """
+
+    _estimator_type = "outlier_detector"
+
+    def score_samples(self: UncertaintyScore, X: Any) -> npt.NDArray[np.floating[Any]]:  # type: ignore[misc]
+        """The negated score: higher is more like the training data.
+
+        Parameters
+        ----------
+        X
+            Queries, shape ``(N, D)``.
+
+        Returns
+        -------
+        ndarray
+            Shape ``(N,)``.
+        """
+        result: npt.NDArray[np.floating[Any]] = -self.score(X).cpu().numpy()
+        return result
+
+    def decision_function(self: UncertaintyScore, X: Any) -> npt.NDArray[np.floating[Any]]:  # type: ignore[misc]
+        """Threshold minus score: not negative for what is selected.
+
+        Parameters
+        ----------
+        X
+            Queries, shape ``(N, D)``.
+
+        Returns
+        -------
+        ndarray
+            Shape ``(N,)``.
+
+        Raises
+        ------
+        NotFittedError
+            Without a single threshold.
+        """
+        if not isinstance(self.threshold, Tensor) or self.threshold.ndim:
+            raise NotFittedError(
+                f"{type(self).__name__} needs one threshold for this: call set_threshold or calibrate first"
+            )
+        score = self.score(X)
+        result: npt.NDArray[np.floating[Any]] = (self.threshold.to(score) - score).cpu().numpy()
+        return result
+
+    def predict(self: UncertaintyScore, X: Any) -> npt.NDArray[np.int64]:  # type: ignore[misc]
+        """1 for what is selected, -1 for what is not.
+
+        Parameters
+        ----------
+        X
+            Queries, shape ``(N, D)``.
+
+        Returns
+        -------
+        ndarray
+            Shape ``(N,)``.
+        """
+        return np.where(self.select(X)["selected"].cpu().numpy(), 1, -1)
+
+    def __sklearn_is_fitted__(self: UncertaintyScore) -> bool:  # type: ignore[misc]
+        return self.is_fitted
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import Tags, TargetTags
+
+        return Tags(estimator_type="outlier_detector", target_tags=TargetTags(required=False))

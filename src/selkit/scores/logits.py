@@ -1,0 +1,171 @@
+"""Scores of logits: how undecided a classifier is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from selkit.embeddings.sources import Want
+from selkit.errors import InvalidInputError, NotFittedError
+from selkit.scores.base import FitData, UncertaintyScore
+from selkit.scores.tasks import TASKS, Canonical, Task, canonical, fit_temperature
+from selkit.utils.arrays import as_floating, as_tensor, check_finite
+
+
+class LogitScore(UncertaintyScore):
+    """Base of the scores of logits.
+
+    Parameters
+    ----------
+    temperature
+        Divides the logits; ``"fit"`` finds it in ``fit`` by maximum likelihood, which needs labels.
+    task
+        ``"multiclass"``: logits ``(N, C)``. ``"binary"``: ``(N,)`` or ``(N, 1)``, the logit of class 1, or
+        ``(N, 2)``. ``"multilabel"``: ``(N, C)``, each a label of its own.
+    per_member
+        The logits have one axis more, the members of an ensemble or draws of a stochastic model:
+        ``(N, C, M)``.
+    """
+
+    buffer_names = ("fitted_temperature",)
+    feature: ClassVar[Want] = "logits"
+    fitted_temperature: Tensor | None
+    temperature: float | Literal["fit"]
+    task: Task
+    per_member: bool
+
+    def __init__(
+        self,
+        temperature: float | Literal["fit"] = 1.0,
+        task: Task = "multiclass",
+        per_member: bool = False,
+    ) -> None:
+        super().__init__()
+        self.keep(temperature=temperature, task=task, per_member=per_member)
+
+    @abstractmethod
+    def _compute(self, logits: Canonical, temperature: float) -> Tensor:
+        """Scores ``(N,)`` of logits that were divided by the temperature."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it can score: at once, unless its temperature is to be fitted."""
+        return self.temperature != "fit" or self.fitted_temperature is not None
+
+    @property
+    def T(self) -> float:  # noqa: N802 - the field's letter
+        """The temperature in use."""
+        if self.temperature != "fit":
+            if isinstance(self.temperature, bool) or not 0 < self.temperature < float("inf"):
+                raise InvalidInputError(f"temperature must be positive, or 'fit'; got {self.temperature!r}")
+            return float(self.temperature)
+        if self.fitted_temperature is None:
+            raise NotFittedError(
+                f"{type(self).__name__} has no temperature yet: call fit(X=logits, y=labels)"
+            )
+        return float(self.fitted_temperature)
+
+    def _check(self, values: object, name: str) -> Tensor:
+        tensor = as_floating(as_tensor(values, name), name)
+        if not tensor.numel() or not tensor.ndim:
+            raise InvalidInputError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
+        check_finite(tensor, name)
+        self._canonical(tensor)
+        return tensor
+
+    def _canonical(self, logits: Tensor) -> Canonical:
+        if self.task not in TASKS:
+            raise InvalidInputError(f"task must be one of {list(TASKS)}; got {self.task!r}")
+        return canonical(logits, self.task, self.per_member)
+
+    def _fit_data(self, data: FitData, q: float | None) -> None:
+        if q is not None:
+            raise InvalidInputError(f"{type(self).__name__} keeps no references: q= has no meaning")
+        if data.X is not None:
+            self._fit(data.X, data.y)
+            self.width = torch.tensor(self._canonical(data.X).values.shape[1])
+        elif self.temperature == "fit":
+            raise InvalidInputError("a temperature is fitted on X= with labels y=; only Y was given")
+        elif data.Y is None:
+            raise InvalidInputError("fit needs logits: give X=, Y=, or model= and loaders=")
+        else:
+            self.width = torch.tensor(self._canonical(data.Y).values.shape[1])
+        # X is as good as held-out data where nothing was fitted on it
+        if data.Y is None and self.temperature != "fit":
+            data.Y, data.y_cal = data.X, data.y
+
+    def _fit(self, X: Tensor, y: Tensor | None) -> None:
+        self.fitted_temperature = None
+        if self.temperature != "fit":
+            return
+        if y is None:
+            raise InvalidInputError("a fitted temperature needs labels: give y=")
+        fitted = fit_temperature(self._canonical(X), y)
+        self.fitted_temperature = torch.tensor(fitted, dtype=X.dtype, device=X.device)
+
+    def _check_width(self, query: Tensor, name: str) -> None:
+        classes = self._canonical(query).values.shape[1]
+        if self.width is not None and classes != int(self.width):
+            raise InvalidInputError(
+                f"{name} has {classes} classes, but {type(self).__name__} was fitted on {int(self.width)}"
+            )
+
+    def _score(self, query: Tensor) -> Tensor:
+        logits = self._canonical(query)
+        return self._compute(Canonical(logits.values / self.T, logits.categorical), self.T)
+
+
+class PointwiseLogitScore(LogitScore):
+    """A score of each member alone, averaged over members; of several labels one value is taken."""
+
+    over_labels: ClassVar[Literal["max", "sum"]] = "max"
+
+    @abstractmethod
+    def _categorical(self, z: Tensor, temperature: float) -> Tensor:
+        """``(N, C, M)`` to ``(N, M)``, for classes that compete."""
+
+    @abstractmethod
+    def _bernoulli(self, z: Tensor, temperature: float) -> Tensor:
+        """``(N, C, M)`` to ``(N, C, M)``, for labels that stand alone."""
+
+    def _compute(self, logits: Canonical, temperature: float) -> Tensor:
+        if logits.categorical:
+            return self._categorical(logits.values, temperature).mean(1)
+        each = self._bernoulli(logits.values, temperature)
+        return (each.amax(1) if self.over_labels == "max" else each.sum(1)).mean(1)
+
+
+class EnergyScore(PointwiseLogitScore):
+    """Free energy ``-T log sum exp(z / T)`` of the logits (Liu et al. 2020, "Energy-based out-of-distribution
+    detection"); for several labels the sum over them (Wang et al. 2021, "JointEnergy").
+
+    A single logit is read as the pair ``(0, z)``, whose energy is low only for class 1; scores that treat
+    both classes alike are :class:`EntropyScore` and :class:`MarginScore`.
+
+    Parameters
+    ----------
+    temperature
+        Divides the logits; ``"fit"`` finds it in ``fit``, which needs labels.
+    task
+        ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
+    per_member
+        Logits are ``(N, C, M)``; the mean over members is taken.
+
+    Examples
+    --------
+    >>> import torch
+    >>> EnergyScore().score(torch.tensor([[0.0, 0.0], [10.0, 0.0]]))
+    tensor([ -0.6931, -10.0000])
+    """
+
+    over_labels = "sum"
+
+    def _categorical(self, z: Tensor, temperature: float) -> Tensor:
+        return -temperature * z.logsumexp(1)
+
+    def _bernoulli(self, z: Tensor, temperature: float) -> Tensor:
+        return -temperature * functional.softplus(z)

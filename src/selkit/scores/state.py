@@ -1,0 +1,267 @@
+"""State of a fitted object: buffers of shapes that only fitting knows, saved as data and never as code."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
+
+FORMAT = 1  # raised when a file of this version could no longer be read
+
+
+class Stateful(nn.Module):
+    """A module that is configured by constructor parameters and fitted into buffers.
+
+    Buffers named in ``buffer_names`` start as ``None`` and take any shape; everything that makes a fitted
+    object is in its ``state_dict``. Parameters are read and set as in scikit-learn.
+    """
+
+    buffer_names: ClassVar[tuple[str, ...]] = ()
+    _kinds: ClassVar[dict[str, type[Stateful]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Stateful._kinds[cls.__name__] = cls
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self._all_buffer_names():
+            self.register_buffer(name, None)
+
+    @classmethod
+    def _all_buffer_names(cls) -> list[str]:
+        return [name for kind in reversed(cls.__mro__) for name in vars(kind).get("buffer_names", ())]
+
+    def keep(self, **params: Any) -> None:
+        """Store constructor parameters as they came: a module among them does not become a submodule."""
+        for name, value in params.items():
+            object.__setattr__(self, name, value)
+
+    # parameters, as scikit-learn reads them
+
+    @classmethod
+    def _param_names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's parameters; with ``deep`` also those of a parameter that has some, ``a__b``."""
+        params = {name: getattr(self, name) for name in self._param_names()}
+        if deep:
+            for name, value in list(params.items()):
+                if isinstance(value, Stateful) or (
+                    hasattr(value, "get_params") and not isinstance(value, type)
+                ):
+                    params |= {f"{name}__{inner}": v for inner, v in value.get_params().items()}
+        return params
+
+    def set_params(self, **params: Any) -> Self:
+        """Set constructor parameters; it does not fit anew.
+
+        Raises
+        ------
+        InvalidInputError
+            For a name that is no parameter.
+        """
+        for name, value in params.items():
+            own, _, inner = name.partition("__")
+            if own not in self._param_names():
+                raise InvalidInputError(
+                    f"{type(self).__name__} has no parameter {own!r}; it has {self._param_names()}"
+                )
+            if inner:
+                getattr(self, own).set_params(**{inner: value})
+            else:
+                self.keep(**{own: value})
+        return self
+
+    def extra_repr(self) -> str:
+        """The parameters."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.get_params(deep=False).items())
+
+    # torch's state
+
+    def _rebuild(self, keys: list[str]) -> None:
+        """Make the submodules that fitting would have made, for a state with these keys."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        *args: Any,
+    ) -> None:
+        device = next((b.device for b in self.buffers()), None)
+        own = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+        for name in self._all_buffer_names():
+            value = state_dict.get(prefix + name)
+            # a buffer takes the shape of what is loaded, and becomes None where nothing is
+            setattr(self, name, None if value is None else value.detach().clone().to(device))
+        self._rebuild(own)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    # files
+
+    def _spec(self) -> dict[str, Any]:
+        return {
+            "class": type(self).__name__,
+            "params": {name: _encode(value) for name, value in self.get_params(deep=False).items()},
+            "extra": self._extra(),
+        }
+
+    def _extra(self) -> dict[str, Any]:
+        """What belongs to the state besides tensors, as plain JSON values."""
+        return {}
+
+    def _set_extra(self, extra: dict[str, Any]) -> None:
+        """Take back what ``_extra`` gave."""
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file, whose header holds the parameters as JSON.
+
+        Parameters
+        ----------
+        path
+            File to write; an existing one is replaced.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        spec = self._spec() | {"format": FORMAT, "sha256": _digest(tensors)}
+        save_file(tensors, str(path), metadata={"selkit": json.dumps(spec)})
+
+    @classmethod
+    def load(cls, path: str | Path, *, trust: bool = False, **objects: Any) -> Self:
+        """Read what :meth:`save` wrote; scores are identical to those before.
+
+        Parameters
+        ----------
+        path
+            The file.
+        trust
+            Also run code that the file may contain (a pickled PyOD detector). Only for files that you
+            made yourself.
+        objects
+            Constructor parameters that no file can hold, such as functions.
+
+        Returns
+        -------
+        Self
+            On the CPU, fitted and with its threshold.
+
+        Raises
+        ------
+        FileFormatError
+            For a damaged or foreign file, another class, or a newer format.
+        """
+        tensors, spec = _read(Path(path))
+        made = _build(spec, trust=trust, objects=objects, where=str(path))
+        if not isinstance(made, cls):
+            raise FileFormatError(
+                f"{path} holds a {type(made).__name__}, not a {cls.__name__}; "
+                f"load it with {type(made).__name__}.load"
+            )
+        try:
+            made.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise FileFormatError(f"{path} does not fit {type(made).__name__}: {error}") from error
+        made._loaded(trust)
+        return made
+
+    def _loaded(self, trust: bool) -> None:
+        """Finish loading, after the tensors are there."""
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileFormatError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        spec = json.loads(metadata["selkit"])
+        version, digest = spec["format"], spec["sha256"]
+    except (KeyError, TypeError, ValueError):
+        raise FileFormatError(
+            f"{path} is a safetensors file, but selkit did not write it: "
+            "its header has no valid 'selkit' entry"
+        ) from None
+    if version != FORMAT:
+        raise FileFormatError(f"{path} has format {version}; this selkit reads format {FORMAT}")
+    if digest != _digest(tensors):
+        raise FileFormatError(f"{path} is damaged: its checksum does not match its content")
+    return tensors, spec
+
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def _encode(value: Any) -> Any:
+    """A parameter as JSON; callables and other objects are left out and must be given to load()."""
+    if isinstance(value, Stateful):
+        return {"stateful": value._spec()}
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
+        return value.item()
+    if isinstance(value, _PLAIN):
+        return {"float": repr(value)} if isinstance(value, float) and not np.isfinite(value) else value
+    if isinstance(value, (tuple, list)) and all(isinstance(item, _PLAIN) for item in value):
+        return {"tuple": list(value)} if isinstance(value, tuple) else list(value)
+    return {"object": f"{type(value).__module__}.{type(value).__name__}"}
+
+
+def _decode(value: Any, name: str, *, trust: bool, where: str) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "stateful" in value:
+        return _build(value["stateful"], trust=trust, objects={}, where=where)
+    if "tuple" in value:
+        return tuple(value["tuple"])
+    if "float" in value:
+        return float(value["float"])
+    raise InvalidTypeError(
+        f"parameter {name!r} of {where} is a {value.get('object')}, which a file cannot hold; "
+        f"give it to load: load(path, {name}=...)"
+    )
+
+
+def _build(spec: Mapping[str, Any], *, trust: bool, objects: Mapping[str, Any], where: str) -> Stateful:
+    try:
+        kind, params, extra = str(spec["class"]), dict(spec["params"]), dict(spec["extra"])
+    except (KeyError, TypeError, ValueError):
+        raise FileFormatError(f"{where} has an incomplete description of what it holds") from None
+    if kind not in Stateful._kinds:
+        raise FileFormatError(
+            f"{where} holds a {kind}, which is not known here; import the module that defines it first"
+        )
+    cls = Stateful._kinds[kind]
+    given = {
+        name: objects[name] if name in objects else _decode(value, name, trust=trust, where=where)
+        for name, value in params.items()
+    }
+    try:
+        made = cls(**given)
+    except TypeError as error:
+        raise FileFormatError(f"{where} does not fit this version of {kind}: {error}") from error
+    made._set_extra(extra)
+    return made
