@@ -1,0 +1,6 @@
+"""An ONNX model as selkit sees it: loaded, checked, and run over stacks of points."""
+
+from selkit.graph.model import Graph, Node, ValueSpec
+from selkit.graph.program import Program, Step
+
+__all__ = ["Graph", "Node", "Program", "Step", "ValueSpec"]

@@ -4,14 +4,18 @@ Every tensor that an operator sees has a leading *stack axis*: a value of ONNX s
 tensor of shape ``(S, 2, 3)``, one slice for each of S points of the input. Values that do not depend on the
 input (weights, shapes) have ``S == 1`` and broadcast. ONNX axis ``a >= 0`` therefore is torch axis
 ``a + 1``; a negative axis stays as it is.
+
+Methods take ``*inputs: Any, **named: Any`` here, so that subclasses may name the inputs that they have; they
+are only ever called with positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +34,7 @@ class Kind(enum.Enum):
     SMOOTH = "smooth"
     PRODUCT = "product"
     COMPOSITE = "composite"
+    STEP = "step"
 
 
 class UnsupportedAttribute(Exception):
@@ -45,14 +50,22 @@ class Operator:
     """
 
     KIND: ClassVar[Kind]
+    LIVE: ClassVar[int | None] = None
+    """How many of the leading inputs may be live (``None``: all); the others are parameters."""
+    OUTPUTS: ClassVar[int | None] = 1
+    """How many outputs :meth:`forward` returns (``None``: as many as the node names)."""
 
     def kind(self, live: Sequence[bool]) -> Kind:
         """What this operator is when exactly the inputs marked in ``live`` depend on the model's input."""
         return self.KIND if any(live) else Kind.CONSTANT
 
-    def forward(self, *inputs: Input) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """Outputs for stacked inputs; a pure function."""
         raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def transparent(self, *inputs: Any, **named: Any) -> bool:
+        """Whether the (only) output is ``inputs[0]`` as it is; such a step vanishes from a program."""
+        return False
 
 
 class Constant(Operator):
@@ -61,12 +74,25 @@ class Constant(Operator):
     KIND = Kind.CONSTANT
 
 
+class Random(Constant):
+    """Random numbers; a compiled program fixes them by a seed, the same for all points of a stack."""
+
+    @property
+    def own_seed(self) -> int | None:
+        """The seed that the model itself gives, if any."""
+        return None
+
+    def seeded(self, seed: int) -> Operator:
+        """Return this operator with its random numbers fixed."""
+        raise TypeError(f"{type(self).__name__} does not define seeded")
+
+
 class Affine(Operator):
     """Affine in its live inputs: commutes with interpolation."""
 
     KIND = Kind.AFFINE
 
-    def spread(self, live: Sequence[bool], *inputs: Input) -> tuple[Tensor, ...]:
+    def spread(self, live: Sequence[bool], *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """Propagate radii: ``|W| e`` for an operator that maps ``x`` to ``W x + c``.
 
         ``inputs`` are as for :meth:`forward`, with the live ones replaced by radii ``e >= 0``. For every
@@ -75,12 +101,21 @@ class Affine(Operator):
         raise TypeError(f"{type(self).__name__} does not define spread")
 
 
+class Movement(Affine):
+    """Only moves or repeats elements of its first :attr:`LIVE` inputs; the rest are parameters."""
+
+    def spread(self, live: Sequence[bool], *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
+        """Radii move like the elements; what is constant has radius 0."""
+        return self.forward(*radii(inputs, live, self.LIVE))
+
+
 class PiecewiseLinear(Operator):
     """Elementwise, continuous and piecewise linear in its first input; further inputs are constants."""
 
     KIND = Kind.PIECEWISE_LINEAR
+    LIVE = 1
 
-    def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
+    def knots(self, *inputs: Any, **named: Any) -> tuple[Tensor | float, ...]:
         """Where the slope changes, ascending: numbers, or tensors that broadcast against ``inputs[0]``."""
         raise TypeError(f"{type(self).__name__} does not define knots")
 
@@ -95,11 +130,11 @@ class Maximum(Operator):
         """1 for a maximum, -1 for a minimum."""
         return 1
 
-    def argmax(self, *inputs: Input) -> Tensor:
+    def argmax(self, *inputs: Any, **named: Any) -> Tensor:
         """Index of the winning candidate for each output element: int64 of shape ``(S, *output)``."""
         raise TypeError(f"{type(self).__name__} does not define argmax")
 
-    def pick(self, index: Tensor, *inputs: Input) -> Tensor:
+    def pick(self, index: Tensor, *inputs: Any, **named: Any) -> Tensor:
         """Value of candidate ``index`` for each output element; ``index`` as :meth:`argmax` returns it."""
         raise TypeError(f"{type(self).__name__} does not define pick")
 
@@ -108,6 +143,7 @@ class Smooth(Operator):
     """Elementwise and twice differentiable almost everywhere in its first input."""
 
     KIND = Kind.SMOOTH
+    LIVE = 1
 
     def derivative(self, x: Tensor) -> Tensor:
         """First derivative at ``x``."""
@@ -128,9 +164,60 @@ class Product(Operator):
         alive = sum(live)
         return Kind.CONSTANT if alive == 0 else Kind.AFFINE if alive == 1 else Kind.PRODUCT
 
-    def spread(self, live: Sequence[bool], *inputs: Input) -> tuple[Tensor, ...]:
+    def spread(self, live: Sequence[bool], *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """As :meth:`Affine.spread`, for the case that one input is live."""
         raise TypeError(f"{type(self).__name__} does not define spread")
+
+
+class Discontinuous(Operator):
+    """Piecewise constant in its live inputs: it jumps, so no line can be drawn through it."""
+
+    KIND = Kind.STEP
+
+
+class Emit(Protocol):
+    """Appends a step to the program that is being built and returns the names of its outputs."""
+
+    def __call__(self, operator: Operator, *inputs: str | Tensor, outputs: int = 1) -> tuple[str, ...]:
+        """Inputs are value names (``""`` for none) or constants in ONNX shape."""
+
+
+class Decomposition:
+    """What a composite operator may know while it is replaced by simpler steps.
+
+    Attributes
+    ----------
+    emit
+        Appends one of the simpler steps.
+    shapes
+        ONNX shapes of the operator's inputs (``None`` for one that is left out).
+    constants
+        Values of the inputs that are constant, with their stack axis; ``None`` for the others.
+    """
+
+    def __init__(
+        self,
+        emit: Emit,
+        shapes: Sequence[tuple[int, ...] | None],
+        constants: Sequence[Input],
+    ) -> None:
+        self.emit = emit
+        self.shapes = tuple(shapes)
+        self.constants = tuple(constants)
+
+    def __call__(self, operator: Operator, *inputs: str | Tensor) -> str:
+        """Append a step with one output and return its name."""
+        return self.emit(operator, *inputs)[0]
+
+
+class Composite(Operator):
+    """Made of simpler operators; :meth:`decompose` says of which."""
+
+    KIND = Kind.COMPOSITE
+
+    def decompose(self, build: Decomposition, *inputs: Any, **named: Any) -> tuple[str, ...]:
+        """Append the simpler steps through ``build`` and return the names of the outputs."""
+        raise TypeError(f"{type(self).__name__} does not define decompose")
 
 
 Op = TypeVar("Op", bound=type[Operator])
@@ -193,6 +280,15 @@ def registrations() -> Iterator[Registration]:
     yield from sorted(unique.values(), key=lambda entry: (entry.domain, entry.name, entry.since))
 
 
+def radii(values: Sequence[Input], live: Sequence[bool], data: int | None = None) -> list[Any]:
+    """Inputs for a spread: constants among the first ``data`` inputs have radius 0, parameters stay."""
+    count = len(values) if data is None else data
+    return [
+        torch.zeros_like(value) if value is not None and index < count and not alive else value
+        for index, (alive, value) in enumerate(zip(live, values, strict=True))
+    ]
+
+
 def align(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Insert unit axes behind the stack axis, so that ONNX' broadcasting becomes torch's."""
     rank = max(tensor.ndim for tensor in tensors)
@@ -211,6 +307,24 @@ def plain(tensor: Tensor) -> Tensor:
 def integers(tensor: Tensor) -> tuple[int, ...]:
     """Return a constant integer input (a shape, axes, ...) as Python integers."""
     return tuple(int(value) for value in plain(tensor).reshape(-1).tolist())
+
+
+LARGEST = 2**31
+"""Most elements that one value may have; files that ask for more are refused before memory is taken."""
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Refuse a result whose size no real model has.
+
+    Raises
+    ------
+    UnsupportedAttribute
+        If a size is negative or the elements are more than :data:`LARGEST`.
+    """
+    if any(size < 0 for size in shape):
+        raise UnsupportedAttribute(f"its result would have the shape {tuple(shape)}")
+    if math.prod(shape) > LARGEST:
+        raise UnsupportedAttribute(f"its result of shape {tuple(shape)} would have over {LARGEST} elements")
 
 
 def floating(tensor: Tensor) -> bool:

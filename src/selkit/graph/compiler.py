@@ -1,0 +1,331 @@
+"""Specialize a graph to one shape of its inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selkit.errors import InvalidInputError, UnsupportedModelError, UnsupportedNode
+from selkit.graph.ops.base import (
+    Composite,
+    Decomposition,
+    Kind,
+    Operator,
+    Random,
+    UnsupportedAttribute,
+    floating,
+)
+from selkit.graph.ops.constants import Identity
+from selkit.graph.program import Program, Shape, Step, convert, finish
+
+if TYPE_CHECKING:
+    from selkit.graph.model import Graph, Node
+
+
+def compile_graph(
+    graph: Graph,
+    shapes: Mapping[str, Shape],
+    outputs: Sequence[str] | None,
+    *,
+    live: Sequence[str] | None,
+    constants: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int | None,
+    decompose: bool,
+) -> Program:
+    """Do the work of :meth:`selkit.graph.model.Graph.compile`."""
+    wanted = [spec.name for spec in graph.outputs] if outputs is None else list(outputs)
+    known = {spec.name for spec in graph.inputs} | graph.initializers.keys()
+    known |= {name for node in graph.nodes for name in node.outputs if name}
+    if live is None:
+        live = [spec.name for spec in graph.inputs if spec.name not in constants]
+    for argument, names in (
+        ("outputs", wanted),
+        ("live", live),
+        ("constants", constants),
+        ("shapes", shapes),
+    ):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InvalidInputError(f"{argument}: the model has no value(s) {', '.join(unknown)}")
+    if not wanted:
+        raise InvalidInputError("outputs is empty; name at least one value of the model")
+    cut = {*live, *constants}
+    nodes, roots = _needed(graph, wanted, cut)
+    free = [spec.name for spec in graph.inputs if spec.name in roots and spec.name not in cut]
+    if free:
+        raise InvalidInputError(f"input(s) {', '.join(free)} are neither live nor given in constants")
+    inputs = {name: _shape(graph, name, shapes) for name in live if name in roots}
+    builder = Builder(dtype, device, decompose=decompose)
+    for name in roots:
+        if name in inputs:
+            builder.add_input(name, inputs[name], _input_dtype(graph, name, dtype))
+        else:
+            value = constants[name] if name in constants else graph.initializers[name]
+            builder.values[name] = value.detach().unsqueeze(0)
+    for node, index in nodes:
+        builder.add_node(node, graph.opset.get("", 0), seed, index)
+    if builder.problems:
+        raise UnsupportedModelError(builder.problems)
+    return builder.finish(inputs, wanted)
+
+
+def extend_program(
+    program: Program, operator: Operator, inputs: Sequence[str | Tensor], prefix: str
+) -> tuple[Program, str]:
+    """Do the work of :meth:`selkit.graph.program.Program.extend`."""
+    builder = Builder(program.dtype, program.device, decompose=False)
+    builder.values.update(program.constants)
+    for name, shape in program.shapes.items():
+        if name not in program.constants:
+            builder.add_input(name, shape, program.dtype)
+    names = []
+    for value in inputs:
+        if isinstance(value, str) and value and value not in program.shapes:
+            raise InvalidInputError(f"the program has no value {value!r}; it has {', '.join(program.shapes)}")
+        names.append(value if isinstance(value, str) else builder.constant(value))
+    free = (f"{prefix}_{i}" for i in itertools.count(1))
+    name = next(candidate for candidate in free if candidate not in program.shapes)
+    builder.keep = True
+    builder.emit(operator, names, (name,), name)
+    if builder.problems:
+        raise InvalidInputError(f"{prefix}: {builder.problems[0].reason}")
+    constants = {**program.constants, **{key: builder.program_value(key) for key in builder.values}}
+    shapes = {**program.shapes, **{key: tuple(value.shape[1:]) for key, value in constants.items()}}
+    shapes |= {key: value for key, value in builder.shapes.items() if key not in shapes}
+    steps = (*program.steps, *builder.steps)
+    outputs = (*program.outputs, name)
+    return finish(steps, program.inputs, outputs, constants, shapes, program.dtype, program.device), name
+
+
+def _needed(graph: Graph, wanted: Sequence[str], cut: set[str]) -> tuple[list[tuple[Node, int]], list[str]]:
+    """Nodes that the wanted values need, in order and with their position, and the values they start from."""
+    needed = set(wanted)
+    nodes = []
+    for index in reversed(range(len(graph.nodes))):
+        node = graph.nodes[index]
+        if any(name in needed and name not in cut for name in node.outputs if name):
+            nodes.append((node, index))
+            needed.update(filter(None, node.inputs))
+    produced = {name for node, _ in nodes for name in node.outputs}
+    return nodes[::-1], sorted(name for name in needed if name in cut or name not in produced)
+
+
+def _shape(graph: Graph, name: str, shapes: Mapping[str, Shape]) -> Shape:
+    """The shape given for a live value, if it fits what the model declares."""
+    if name not in shapes:
+        raise InvalidInputError(f"shapes has no shape for {name!r}")
+    shape = tuple(int(size) for size in shapes[name])
+    if any(size < 0 for size in shape):
+        raise InvalidInputError(f"shapes: {name!r} has the shape {shape} with a negative size")
+    declared = next((spec.shape for spec in graph.inputs if spec.name == name), None)
+    if declared is not None:
+        fits = len(declared) == len(shape) and all(
+            size in (None, given) for size, given in zip(declared, shape, strict=False)
+        )
+        if not fits:
+            text = ", ".join("?" if size is None else str(size) for size in declared)
+            raise InvalidInputError(f"shapes: {name!r} has shape {shape}, but the model wants ({text})")
+    return shape
+
+
+def _input_dtype(graph: Graph, name: str, dtype: torch.dtype) -> torch.dtype:
+    declared = next((spec.dtype for spec in graph.inputs if spec.name == name), torch.float32)
+    return dtype if declared.is_floating_point else declared
+
+
+class Builder:
+    """Emits steps for operators with a live input and evaluates all others at once.
+
+    ``values`` are constants in the model's own number types, so that shape arithmetic rounds as it does in
+    onnxruntime; :meth:`program_value` is what steps read. Live values are known by shape and dtype alone.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, *, decompose: bool) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.decompose = decompose
+        self.keep = False
+        self.values: dict[str, Tensor] = {}
+        self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.alias: dict[str, str] = {}
+        self.steps: list[Step] = []
+        self.problems: list[UnsupportedNode] = []
+        self._broken: set[str] = set()
+        self._converted: dict[str, Tensor] = {}
+        self._count = itertools.count()
+
+    def add_input(self, name: str, shape: Shape, dtype: torch.dtype) -> None:
+        """Declare a live value."""
+        self.shapes[name] = tuple(shape)
+        self.dtypes[name] = dtype
+
+    def constant(self, value: Tensor) -> str:
+        """Add a constant in ONNX shape and return its name."""
+        name = f"constant.{next(self._count)}"
+        while name in self.values or name in self.shapes:
+            name = f"constant.{next(self._count)}"
+        self.values[name] = value.detach().unsqueeze(0)
+        return name
+
+    def program_value(self, name: str) -> Tensor:
+        """A constant in the program's dtype and on its device."""
+        if name not in self._converted:
+            self._converted[name] = convert(self.values[name], self.dtype, self.device)
+        return self._converted[name]
+
+    def add_node(self, node: Node, opset: int, seed: int | None, index: int) -> None:
+        """Emit or evaluate one node of a graph; note why if that is not possible."""
+        operator = node.operator
+        if isinstance(operator, Random):
+            operator = operator.seeded(_node_seed(node, operator, seed, index))
+        self.emit(operator, node.inputs, node.outputs, node.name, node.op_type, opset)
+
+    def emit(
+        self,
+        operator: Operator,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        name: str = "",
+        op_type: str = "",
+        opset: int = 0,
+    ) -> None:
+        """Emit or evaluate one operator; what is not possible is added to ``problems``."""
+        inputs = tuple(self.alias.get(value, value) for value in inputs)
+        if not self._broken.isdisjoint(inputs):
+            self._broken.update(outputs)
+            return
+        try:
+            self._emit(operator, inputs, tuple(outputs), name)
+        except (UnsupportedAttribute, RuntimeError, IndexError, ValueError, TypeError) as error:
+            shapes = ", ".join(str(self._shape_of(value)) for value in inputs if value)
+            reason = f"{error} (its inputs have the shapes {shapes})" if shapes else str(error)
+            kind = op_type or type(operator).__name__
+            self.problems.append(UnsupportedNode(name, kind, "", opset, reason))
+            self._broken.update(filter(None, outputs))
+
+    def _shape_of(self, name: str) -> Shape:
+        return self.shapes[name] if name in self.shapes else tuple(self.values[name].shape[1:])
+
+    def _emit(self, operator: Operator, inputs: tuple[str, ...], outputs: tuple[str, ...], name: str) -> None:
+        live = tuple(value in self.shapes for value in inputs)
+        kind = operator.kind(live)
+        if kind is Kind.CONSTANT:
+            self._evaluate(operator, inputs, outputs)
+            return
+        if operator.LIVE is not None and any(live[operator.LIVE :]):
+            late = next(i for i in range(operator.LIVE, len(live)) if live[i])
+            raise UnsupportedAttribute(
+                f"its input {late} ({inputs[late]}) must not depend on the model's input"
+            )
+        if kind is Kind.COMPOSITE and self.decompose and isinstance(operator, Composite):
+            self._replace(operator, inputs, outputs)
+            return
+        arguments = [self._placeholder(value) for value in inputs]
+        if not self.keep and not any(outputs[1:]) and live[0] and operator.transparent(*arguments):
+            self.alias[outputs[0]] = inputs[0]
+            return
+        for output, result in zip(outputs, self._probe(operator, arguments), strict=False):
+            if output:
+                self.add_input(output, tuple(result.shape[1:]), result.dtype)
+        self.steps.append(Step(operator, inputs, outputs, live, kind, (), name))
+
+    def _placeholder(self, name: str, device: str = "meta") -> Tensor | None:
+        """A value to find shapes with: live ones have no data."""
+        if not name:
+            return None
+        if name in self.shapes:
+            return torch.zeros((1, *self.shapes[name]), dtype=self.dtypes[name], device=device)
+        value = self.program_value(name)
+        return value.to(device) if floating(value) or value.dtype == torch.bool else value
+
+    def _probe(self, operator: Operator, arguments: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Outputs without data where torch can, else of zeros."""
+        try:
+            return operator.forward(*arguments)
+        except (RuntimeError, NotImplementedError):
+            zeros = [
+                torch.zeros_like(value, device="cpu") if value is not None and value.is_meta else value
+                for value in arguments
+            ]
+            return operator.forward(*zeros)
+
+    def _evaluate(self, operator: Operator, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        arguments = [
+            self._placeholder(name, "cpu") if name in self.shapes else self.values[name] if name else None
+            for name in inputs
+        ]
+        for output, result in zip(outputs, operator.forward(*arguments), strict=False):
+            if output:
+                self.values[output] = result[:1]
+
+    def _replace(self, operator: Composite, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        """Emit what a composite operator is made of."""
+        prefix = outputs[0]
+
+        def emit(part: Operator, *values: str | Tensor, outputs: int = 1) -> tuple[str, ...]:
+            names = [
+                self.alias.get(value, value) if isinstance(value, str) else self.constant(value)
+                for value in values
+            ]
+            results = tuple(f"{prefix}.{next(self._count)}" for _ in range(outputs))
+            self._emit(part, tuple(names), results, prefix)
+            return results
+
+        shapes = [self._shape_of(value) if value else None for value in inputs]
+        constants = [self.values.get(value) if value else None for value in inputs]
+        results = operator.decompose(Decomposition(emit, shapes, constants), *inputs)
+        for output, result in zip(outputs, results, strict=False):
+            if output:
+                self.alias[output] = self.alias.get(result, result)
+
+    def finish(self, inputs: Mapping[str, Shape], wanted: Sequence[str]) -> Program:
+        """The program, with every output under its own name."""
+        renamed: dict[str, str] = {}
+        produced = {name for step in self.steps for name in step.outputs}
+        for name in wanted:
+            source = self.alias.get(name)
+            if source is None:
+                continue
+            if source in produced and source not in renamed and source not in wanted:
+                renamed[source] = name
+            else:
+                del self.alias[name]
+                self.keep = True
+                self.emit(Identity(), (renamed.get(source, source),), (name,), name)
+        steps = [_rename(step, renamed) for step in self.steps]
+        constants = {name: value for name, value in self.values.items() if name not in inputs}
+        read = {name for step in steps for name in step.inputs} | set(wanted)
+        converted = {name: self.program_value(name) for name in constants if name in read}
+        shapes = {renamed.get(name, name): shape for name, shape in self.shapes.items()}
+        shapes |= {name: tuple(value.shape[1:]) for name, value in converted.items()}
+        return finish(steps, inputs, wanted, converted, shapes, self.dtype, self.device)
+
+
+def _rename(step: Step, names: Mapping[str, str]) -> Step:
+    if not names:
+        return step
+    return dataclasses.replace(
+        step,
+        inputs=tuple(names.get(name, name) for name in step.inputs),
+        outputs=tuple(names.get(name, name) for name in step.outputs),
+    )
+
+
+def _node_seed(node: Node, operator: Random, seed: int | None, index: int) -> int:
+    """A seed that differs between nodes but not between programs of the same model."""
+    if seed is not None:
+        return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    if operator.own_seed is None:
+        raise InvalidInputError(
+            f"the model draws random numbers (node {node.name or node.op_type!r}); pass a seed to fix them"
+        )
+    return operator.own_seed

@@ -1,0 +1,197 @@
+"""Read an ONNX file that nobody vouches for: every claim is checked before memory is taken for it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from selkit.errors import FileFormatError, InvalidTypeError
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
+"""What a model can be loaded from: a path, a file's content, or a parsed model."""
+
+
+def read(source: Source) -> onnx.ModelProto:
+    """Parse a model, inline its local functions, and check and read its tensors.
+
+    Parameters
+    ----------
+    source
+        Path, bytes or ``onnx.ModelProto``.
+
+    Returns
+    -------
+    onnx.ModelProto
+        With all tensor data in memory; a given ``ModelProto`` is not changed.
+
+    Raises
+    ------
+    FileFormatError
+        If it is no ONNX model, is damaged, or claims data that is not there or not its own.
+    InvalidTypeError
+        If ``source`` is of another type.
+    """
+    folder: Path | None = None
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        where = "the model"
+    elif isinstance(source, bytes | bytearray | memoryview):
+        model, where = _parse(bytes(source), "the given bytes"), "the given bytes"
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        where, folder = f"{path}", path.parent
+        if path.is_dir():
+            raise FileFormatError(f"{path} is a folder; expected an ONNX file")
+        if not path.exists():
+            raise FileFormatError(f"{path} does not exist; expected the path of an ONNX file")
+        model = _parse(path.read_bytes(), where)
+    else:
+        raise InvalidTypeError(
+            f"model is a {type(source).__name__}; expected a path, bytes or an onnx.ModelProto"
+        )
+    if not model.HasField("graph") or not model.graph.output:
+        raise FileFormatError(f"{where} has no graph with outputs, so it is not an ONNX model")
+    if not model.opset_import:
+        raise FileFormatError(f"{where} does not say which opset it uses (opset_import is empty)")
+    for tensor in _tensors(model):
+        _check_tensor(tensor, folder, where)
+    return _inline(model, where)
+
+
+def _parse(content: bytes, where: str) -> onnx.ModelProto:
+    if not content:
+        raise FileFormatError(f"{where}: empty; expected an ONNX model")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError as error:
+        raise FileFormatError(f"{where}: not an ONNX model, or truncated ({error})") from error
+    return model
+
+
+def _inline(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """Replace calls of functions that the model defines by their bodies."""
+    if not model.functions:
+        return model
+    from onnx import inliner
+
+    try:
+        return inliner.inline_local_functions(model)
+    # the C++ inliner raises whatever its checks raise
+    except Exception as error:
+        raise FileFormatError(f"{where}: its local functions cannot be inlined ({error})") from error
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor in a model, those in attributes and subgraphs included."""
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes.extend(graph.node)
+            continue
+        for attribute in nodes.pop().attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                graphs.append(attribute.g)
+            graphs.extend(attribute.graphs)
+
+
+_BITS = {
+    TensorProto.UINT4: 4,
+    TensorProto.INT4: 4,
+    TensorProto.COMPLEX64: 64,
+    TensorProto.COMPLEX128: 128,
+    TensorProto.FLOAT8E4M3FN: 8,
+    TensorProto.FLOAT8E4M3FNUZ: 8,
+    TensorProto.FLOAT8E5M2: 8,
+    TensorProto.FLOAT8E5M2FNUZ: 8,
+    TensorProto.BFLOAT16: 16,
+    TensorProto.FLOAT16: 16,
+    TensorProto.FLOAT: 32,
+    TensorProto.DOUBLE: 64,
+    TensorProto.BOOL: 8,
+    TensorProto.UINT8: 8,
+    TensorProto.INT8: 8,
+    TensorProto.UINT16: 16,
+    TensorProto.INT16: 16,
+    TensorProto.UINT32: 32,
+    TensorProto.INT32: 32,
+    TensorProto.UINT64: 64,
+    TensorProto.INT64: 64,
+}
+
+
+def _check_tensor(tensor: TensorProto, folder: Path | None, where: str) -> None:
+    """Refuse a tensor whose data is not as long as its shape says; read external data."""
+    name = f"{where}: tensor {tensor.name!r} of shape {list(tensor.dims)}"
+    if any(size < 0 for size in tensor.dims):
+        raise FileFormatError(f"{name} has a negative size")
+    bits = _BITS.get(tensor.data_type)
+    count = math.prod(tensor.dims)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        _read_external(tensor, folder, name)
+    if tensor.HasField("raw_data"):
+        if bits is not None and len(tensor.raw_data) != -(-count * bits // 8):
+            raise FileFormatError(f"{name} has {len(tensor.raw_data)} bytes of data; damaged or hostile file")
+        return
+    fields = (
+        tensor.float_data,
+        tensor.int32_data,
+        tensor.int64_data,
+        tensor.double_data,
+        tensor.uint64_data,
+        tensor.string_data,
+    )
+    given = max(len(field) for field in fields)
+    wide = tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+    packed = bits == 4
+    expected = 2 * count if wide else -(-count // 2) if packed else count
+    if given != expected:
+        raise FileFormatError(f"{name} has {given} values of data; damaged or hostile file")
+
+
+def _read_external(tensor: TensorProto, folder: Path | None, name: str) -> None:
+    """Read data kept in another file, which must lie in the model's own folder."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if folder is None:
+        raise FileFormatError(
+            f"{name} keeps its data in the file {location!r}; load the model from its path, "
+            "or read the data in with onnx.load first"
+        )
+    root = folder.resolve()
+    path = (root / location).resolve()
+    if not location or not path.is_relative_to(root) or path == root:
+        raise FileFormatError(f"{name} points at {location!r}, outside the model's folder; refused")
+    if not path.is_file():
+        raise FileFormatError(f"{name} keeps its data in {location!r}, which does not exist beside the model")
+    size = path.stat().st_size
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", size - offset))
+    except ValueError as error:
+        raise FileFormatError(f"{name} has an external offset or length that is no number") from error
+    if offset < 0 or length < 0 or offset + length > size:
+        raise FileFormatError(
+            f"{name} claims bytes {offset} to {offset + length} of {location!r} ({size} bytes)"
+        )
+    with path.open("rb") as file:
+        file.seek(offset)
+        tensor.raw_data = file.read(length)
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.DEFAULT

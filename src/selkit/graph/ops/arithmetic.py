@@ -1,0 +1,175 @@
+"""Arithmetic of two or more values, with ONNX' broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from selkit.graph.ops.base import (
+    Affine,
+    Composite,
+    Decomposition,
+    Kind,
+    Maximum,
+    Product,
+    align,
+    floating,
+    register,
+)
+from selkit.graph.ops.smooth import Reciprocal
+
+
+def _sum_of_radii(live: Sequence[bool], inputs: Sequence[Tensor]) -> Tensor:
+    """Sum the radii of the live inputs, in the shape of the broadcast result."""
+    terms = align(*inputs)
+    terms = tuple(
+        term if alive else term.new_zeros(()).expand(term.shape)
+        for alive, term in zip(live, terms, strict=True)
+    )
+    return reduce(torch.add, terms)
+
+
+@register("Add", since=(7, 13, 14))
+@dataclass(frozen=True)
+class Add(Affine):
+    """``a + b``."""
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        a, b = align(a, b)
+        return (a + b,)
+
+    def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        return (_sum_of_radii(live, (a, b)),)
+
+
+@register("Sub", since=(7, 13, 14))
+@dataclass(frozen=True)
+class Sub(Affine):
+    """``a - b``."""
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        a, b = align(a, b)
+        return (a - b,)
+
+    def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        return (_sum_of_radii(live, (a, b)),)
+
+
+@register("Sum", since=(6, 8, 13))
+@dataclass(frozen=True)
+class Sum(Affine):
+    """Sum of all inputs."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (reduce(torch.add, align(*inputs)),)
+
+    def spread(self, live: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (_sum_of_radii(live, inputs),)
+
+
+@register("Mean", since=(6, 8, 13))
+@dataclass(frozen=True)
+class Mean(Affine):
+    """Mean of all inputs."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (reduce(torch.add, align(*inputs)) / len(inputs),)
+
+    def spread(self, live: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (_sum_of_radii(live, inputs) / len(inputs),)
+
+
+@register("Neg", since=(6, 13))
+@dataclass(frozen=True)
+class Neg(Affine):
+    """``-x``."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (-x,)
+
+    def spread(self, live: Sequence[bool], x: Tensor) -> tuple[Tensor, ...]:
+        return (x,)
+
+
+@register("Mul", since=(7, 13, 14))
+@dataclass(frozen=True)
+class Mul(Product):
+    """``a * b``."""
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        a, b = align(a, b)
+        return (a * b,)
+
+    def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        a, b = align(a, b)
+        return ((a * b).abs(),)
+
+
+@register("Div", since=(7, 13, 14))
+@dataclass(frozen=True)
+class Div(Composite):
+    """``a / b``; integers are divided towards zero."""
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        """Affine as long as the denominator is constant."""
+        return Kind.AFFINE if live[0] and not live[1] else super().kind(live)
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        a, b = align(a, b)
+        return (a / b if floating(a) or floating(b) else torch.div(a, b, rounding_mode="trunc"),)
+
+    def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        """Radii for a constant denominator, as :meth:`Affine.spread`."""
+        a, b = align(a, b)
+        return (a / b.abs(),)
+
+    def decompose(self, build: Decomposition, a: str, b: str) -> tuple[str, ...]:
+        return (build(Mul(), a, build(Reciprocal(), b)),)
+
+
+class _Extreme(Maximum):
+    """The largest or smallest of the inputs; a candidate's index is the input's position."""
+
+    def _better(self, a: Tensor, b: Tensor) -> Tensor:
+        return a > b if self.sign > 0 else a < b
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        better = torch.maximum if self.sign > 0 else torch.minimum
+        return (reduce(better, align(*inputs)),)
+
+    def argmax(self, *inputs: Tensor) -> Tensor:
+        first, *rest = align(*inputs)
+        shape = torch.broadcast_shapes(first.shape, *(value.shape for value in rest))
+        index = torch.zeros(shape, dtype=torch.int64, device=first.device)
+        for position, value in enumerate(rest, start=1):
+            better = self._better(value, first)
+            index = torch.where(better, position, index)
+            first = torch.where(better, value, first)
+        return index
+
+    def pick(self, index: Tensor, *inputs: Tensor) -> Tensor:
+        first, *rest = align(*inputs)
+        for position, value in enumerate(rest, start=1):
+            first = torch.where(index == position, value, first)
+        return first.expand(torch.broadcast_shapes(first.shape, index.shape))
+
+
+@register("Max", since=(6, 8, 12, 13))
+@dataclass(frozen=True)
+class Max(_Extreme):
+    """Largest of the inputs, elementwise."""
+
+
+@register("Min", since=(6, 8, 12, 13))
+@dataclass(frozen=True)
+class Min(_Extreme):
+    """Smallest of the inputs, elementwise."""
+
+    @property
+    def sign(self) -> int:
+        """-1: a minimum."""
+        return -1

@@ -1,0 +1,161 @@
+"""Convolution and its transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from selkit.graph.ops import windows
+from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute, register
+
+_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+
+
+class _Convolution(Operator):
+    """Bilinear in input and weights, affine in the bias."""
+
+    KIND = Kind.AFFINE
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        """``PRODUCT`` if both input and weights are live, else ``AFFINE``."""
+        return Kind.PRODUCT if live[0] and live[1] else super().kind(live)
+
+    def forward(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> tuple[Tensor, ...]:
+        dims = w.ndim - 3
+        if dims not in _CONV:
+            raise UnsupportedAttribute(f"{dims} spatial axes; 1, 2 and 3 are supported")
+        if w.shape[0] == 1 and (b is None or b.shape[0] == 1):
+            flat = self._apply(x.flatten(0, 1), w[0], None if b is None else b[0], dims)
+            return (flat.unflatten(0, x.shape[:2]),)
+        count = max(x.shape[0], w.shape[0], 1 if b is None else b.shape[0])
+        xs, ws = x.expand(count, *x.shape[1:]), w.expand(count, *w.shape[1:])
+        bs = [None] * count if b is None else b.expand(count, *b.shape[1:])
+        slices = [self._apply(*one, dims) for one in zip(xs, ws, bs, strict=True)]
+        return (torch.stack(slices),)
+
+    def spread(
+        self, live: Sequence[bool], x: Tensor, w: Tensor, b: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Radii go through the absolute weights, as :meth:`Affine.spread`."""
+        if not (live[0] or live[1]):
+            x = torch.zeros_like(x)
+        return self.forward(x.abs(), w.abs(), b if b is not None and live[2] else None)
+
+    def _apply(self, x: Tensor, w: Tensor, b: Tensor | None, dims: int) -> Tensor:
+        """Convolve a batch without stack axis."""
+        raise TypeError(f"{type(self).__name__} does not define _apply")
+
+
+@register("Conv", since=(1, 11, 22))
+@dataclass(frozen=True)
+class Conv(_Convolution):
+    """Convolution over 1, 2 or 3 spatial axes."""
+
+    kernel_shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    group: int = 1
+    auto_pad: str = "NOTSET"
+
+    def __post_init__(self) -> None:
+        windows.check(
+            self.auto_pad,
+            kernel_shape=self.kernel_shape,
+            strides=self.strides,
+            pads=self.pads,
+            dilations=self.dilations,
+            group=(self.group,),
+        )
+
+    def _apply(self, x: Tensor, w: Tensor, b: Tensor | None, dims: int) -> Tensor:
+        kernel = tuple(w.shape[2:])
+        if self.kernel_shape and self.kernel_shape != kernel:
+            raise UnsupportedAttribute(
+                f"kernel_shape={list(self.kernel_shape)}, but the weights have {kernel}"
+            )
+        strides = windows.spatial(self.strides, dims, "strides")
+        dilations = windows.spatial(self.dilations, dims, "dilations")
+        placed = windows.place(
+            x.shape[2:], kernel, strides=strides, pads=self.pads, dilations=dilations, auto_pad=self.auto_pad
+        )
+        if all(first == last for first, last in placed.pads):
+            return _CONV[dims](x, w, b, strides, placed.begin, dilations, self.group)
+        x = functional.pad(x, placed.padding)
+        return _CONV[dims](x, w, b, strides, 0, dilations, self.group)
+
+
+@register("ConvTranspose", since=(1, 11, 22))
+@dataclass(frozen=True)
+class ConvTranspose(_Convolution):
+    """Transposed convolution over 1, 2 or 3 spatial axes."""
+
+    kernel_shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    group: int = 1
+    auto_pad: str = "NOTSET"
+    output_padding: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        windows.check(
+            self.auto_pad,
+            kernel_shape=self.kernel_shape,
+            strides=self.strides,
+            pads=self.pads,
+            dilations=self.dilations,
+            group=(self.group,),
+            output_padding=self.output_padding,
+            output_shape=self.output_shape,
+        )
+
+    def _crop(
+        self, grid: Sequence[int], full: Sequence[int], strides: Sequence[int]
+    ) -> list[tuple[int, int]]:
+        """First kept position and size of the result for each spatial axis of the full one."""
+        dims = len(grid)
+        pads = windows.spatial(self.pads, 2 * dims, "pads", default=0)
+        wanted = self.output_shape[-dims:]
+        if not wanted and self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            wanted = tuple(length * stride for length, stride in zip(grid, strides, strict=True))
+        if not wanted:
+            free = self.auto_pad == "VALID"
+            return [
+                (0, size) if free else (pads[axis], size - pads[axis] - pads[dims + axis])
+                for axis, size in enumerate(full)
+            ]
+        cropped = []
+        for size, target in zip(full, wanted, strict=True):
+            total = size - target
+            small = total // 2
+            cropped.append((small if self.auto_pad == "SAME_UPPER" else total - small, target))
+        return cropped
+
+    def _apply(self, x: Tensor, w: Tensor, b: Tensor | None, dims: int) -> Tensor:
+        kernel = tuple(w.shape[2:])
+        if self.kernel_shape and self.kernel_shape != kernel:
+            raise UnsupportedAttribute(
+                f"kernel_shape={list(self.kernel_shape)}, but the weights have {kernel}"
+            )
+        strides = windows.spatial(self.strides, dims, "strides")
+        dilations = windows.spatial(self.dilations, dims, "dilations")
+        extra = windows.spatial(self.output_padding, dims, "output_padding", default=0)
+        full = [
+            (length - 1) * stride + (width - 1) * dilation + 1 + more
+            for length, stride, width, dilation, more in zip(
+                x.shape[2:], strides, kernel, dilations, extra, strict=True
+            )
+        ]
+        y = _TRANSPOSED[dims](x, w, b, strides, 0, extra, self.group, dilations)
+        for axis, (first, size) in enumerate(self._crop(x.shape[2:], full, strides), start=2):
+            if first < 0 or size < 1 or first + size > y.shape[axis]:
+                raise UnsupportedAttribute(f"output size {size} does not fit {y.shape[axis]} positions")
+            y = y.narrow(axis, first, size)
+        return y

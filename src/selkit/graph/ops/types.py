@@ -1,0 +1,61 @@
+"""ONNX number types and tensors as torch's."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from selkit.graph.ops.base import UnsupportedAttribute
+
+_DTYPES: dict[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
+    TensorProto.BOOL: torch.bool,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.INT8: torch.int8,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    # torch calculates with signed integers only
+    TensorProto.UINT16: torch.int32,
+    TensorProto.UINT32: torch.int64,
+    TensorProto.UINT64: torch.int64,
+}
+
+
+def torch_dtype(element_type: int) -> torch.dtype:
+    """Torch's dtype for an ONNX element type.
+
+    Raises
+    ------
+    UnsupportedAttribute
+        For a type that selkit does not calculate with (strings, complex numbers, 8-bit floats, ...).
+    """
+    dtype = _DTYPES.get(element_type)
+    if dtype is None:
+        known = TensorProto.DataType.items()
+        name = next((name for name, value in known if value == element_type), str(element_type))
+        raise UnsupportedAttribute(f"number type {name} is not supported")
+    return dtype
+
+
+def to_tensor(proto: TensorProto) -> Tensor:
+    """Convert an ONNX tensor whose data is in memory; the result has no stack axis.
+
+    Raises
+    ------
+    UnsupportedAttribute
+        For an unsupported number type.
+    """
+    dtype = torch_dtype(proto.data_type)
+    array = onnx.numpy_helper.to_array(proto)
+    if dtype == torch.bfloat16:
+        return torch.from_numpy(array.astype(np.float32)).to(dtype)
+    if array.dtype in (np.uint16, np.uint32, np.uint64):
+        return torch.from_numpy(array.astype(np.int64)).to(dtype)
+    return torch.from_numpy(np.array(array))
