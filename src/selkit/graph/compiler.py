@@ -187,7 +187,7 @@ class Builder:
         operator = node.operator
         if isinstance(operator, Random):
             operator = operator.seeded(_node_seed(node, operator, seed, index))
-        self.emit(operator, node.inputs, node.outputs, node.name, node.op_type, opset)
+        self.emit(operator, node.inputs, node.outputs, node.name, op_type=node.op_type, opset=opset)
 
     def emit(
         self,
@@ -195,6 +195,7 @@ class Builder:
         inputs: Sequence[str],
         outputs: Sequence[str],
         name: str = "",
+        *,
         op_type: str = "",
         opset: int = 0,
     ) -> None:
@@ -271,13 +272,13 @@ class Builder:
         """Emit what a composite operator is made of."""
         prefix = outputs[0]
 
-        def emit(part: Operator, *values: str | Tensor, outputs: int = 1) -> tuple[str, ...]:
+        def emit(operator: Operator, *inputs: str | Tensor, outputs: int = 1) -> tuple[str, ...]:
             names = [
                 self.alias.get(value, value) if isinstance(value, str) else self.constant(value)
-                for value in values
+                for value in inputs
             ]
             results = tuple(f"{prefix}.{next(self._count)}" for _ in range(outputs))
-            self._emit(part, tuple(names), results, prefix)
+            self._emit(operator, tuple(names), results, prefix)
             return results
 
         shapes = [self._shape_of(value) if value else None for value in inputs]
@@ -300,7 +301,7 @@ class Builder:
             else:
                 del self.alias[name]
                 self.keep = True
-                self.emit(Identity(), (renamed.get(source, source),), (name,), name)
+                self.emit(Identity(), (source,), (name,), name)
         steps = [_rename(step, renamed) for step in self.steps]
         constants = {name: value for name, value in self.values.items() if name not in inputs}
         read = {name for step in steps for name in step.inputs} | set(wanted)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from selkit.errors import FileFormatError, InvalidTypeError
@@ -111,7 +111,7 @@ def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
             graphs.extend(attribute.graphs)
 
 
-_BITS = {
+_BITS: dict[int, int] = {
     TensorProto.UINT4: 4,
     TensorProto.INT4: 4,
     TensorProto.COMPLEX64: 64,

@@ -160,7 +160,7 @@ class Program:
             value = inputs[name]
             if tuple(value.shape[1:]) != shape or value.ndim != len(shape) + 1:
                 raise InvalidInputError(
-                    f"input {name!r} has shape {tuple(value.shape)}; expected (S, {', '.join(map(str, shape))})"
+                    f"input {name!r} has shape {tuple(value.shape)}; expected {('S', *shape)}"
                 )
             if floating(value) and (value.dtype != self.dtype or value.device.type != self.device.type):
                 raise InvalidTypeError(

@@ -6,8 +6,10 @@ from selkit.graph.ops.constants import Cast, ConstantOfShape, Dropout, Identity,
 from selkit.graph.ops.convolution import Conv, ConvTranspose
 from selkit.graph.ops.matmul import Gemm, MatMul
 from selkit.graph.ops.normalization import BatchNormalization
+from selkit.graph.ops.padding import Pad
 from selkit.graph.ops.pooling import AveragePool, GlobalAveragePool, GlobalMaxPool, MaxPool
 from selkit.graph.ops.reduction import ReduceMax, ReduceMean, ReduceMin, ReduceSum
+from selkit.graph.ops.resize import Resize, Upsample
 from selkit.graph.ops.shape import (
     Concat,
     Expand,
@@ -55,6 +57,7 @@ __all__ = [
     "Mul",
     "Neg",
     "PRelu",
+    "Pad",
     "Reciprocal",
     "ReduceMax",
     "ReduceMean",
@@ -62,6 +65,7 @@ __all__ = [
     "ReduceSum",
     "Relu",
     "Reshape",
+    "Resize",
     "Shape",
     "Sigmoid",
     "Slice",
@@ -71,5 +75,6 @@ __all__ = [
     "Sum",
     "Transpose",
     "Unsqueeze",
+    "Upsample",
     "Where",
 ]

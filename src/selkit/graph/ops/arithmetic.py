@@ -17,6 +17,7 @@ from selkit.graph.ops.base import (
     Maximum,
     Product,
     align,
+    broadcast,
     floating,
     register,
 )
@@ -143,7 +144,7 @@ class _Extreme(Maximum):
 
     def argmax(self, *inputs: Tensor) -> Tensor:
         first, *rest = align(*inputs)
-        shape = torch.broadcast_shapes(first.shape, *(value.shape for value in rest))
+        shape = broadcast(first.shape, *(value.shape for value in rest))
         index = torch.zeros(shape, dtype=torch.int64, device=first.device)
         for position, value in enumerate(rest, start=1):
             better = self._better(value, first)
@@ -155,7 +156,7 @@ class _Extreme(Maximum):
         first, *rest = align(*inputs)
         for position, value in enumerate(rest, start=1):
             first = torch.where(index == position, value, first)
-        return first.expand(torch.broadcast_shapes(first.shape, index.shape))
+        return first.expand(broadcast(first.shape, index.shape))
 
 
 @register("Max", since=(6, 8, 12, 13))

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class Kind(enum.Enum):
     STEP = "step"
 
 
-class UnsupportedAttribute(Exception):
+class UnsupportedAttribute(Exception):  # noqa: N818 - never leaves selkit.graph
     """Raised by an operator's constructor for attributes that it does not cover; the text is the reason."""
 
 
@@ -311,6 +312,11 @@ def integers(tensor: Tensor) -> tuple[int, ...]:
 
 LARGEST = 2**31
 """Most elements that one value may have; files that ask for more are refused before memory is taken."""
+
+
+def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """Shape that several broadcast to."""
+    return tuple(np.broadcast_shapes(*map(tuple, shapes)))
 
 
 def check_size(shape: Sequence[int]) -> None:

@@ -31,7 +31,7 @@ class _Convolution(Operator):
             raise UnsupportedAttribute(f"{dims} spatial axes; 1, 2 and 3 are supported")
         if w.shape[0] == 1 and (b is None or b.shape[0] == 1):
             flat = self._apply(x.flatten(0, 1), w[0], None if b is None else b[0], dims)
-            return (flat.unflatten(0, x.shape[:2]),)
+            return (flat.reshape(*x.shape[:2], *flat.shape[1:]),)
         count = max(x.shape[0], w.shape[0], 1 if b is None else b.shape[0])
         xs, ws = x.expand(count, *x.shape[1:]), w.expand(count, *w.shape[1:])
         bs = [None] * count if b is None else b.expand(count, *b.shape[1:])

@@ -163,7 +163,9 @@ class AveragePool(Affine):
         return ((total / counts).reshape(shape),)
 
     @staticmethod
-    def _sum(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Tensor:
+    def _sum(
+        x: Tensor, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]
+    ) -> Tensor:
         dims = len(kernel)
         if max(dilations) == 1:
             return _AVERAGE[dims](x, kernel, strides) * math.prod(kernel)

@@ -16,6 +16,7 @@ from selkit.graph.ops.base import (
     Movement,
     UnsupportedAttribute,
     align,
+    broadcast,
     check_size,
     integers,
     radii,
@@ -172,7 +173,7 @@ class Split(Movement):
             each = -(-length // self.num_outputs)
             sizes = (each,) * (self.num_outputs - 1)
             sizes = (*sizes, length - sum(sizes))
-        return tuple(x.split(list(sizes), dim=dim))
+        return x.split_with_sizes(list(sizes), dim=dim)
 
 
 @register("Slice", since=(1, 10, 11, 13))
@@ -235,13 +236,13 @@ class Expand(Movement):
     LIVE = 1
 
     def forward(self, x: Tensor, shape: Tensor) -> tuple[Tensor, ...]:
-        target = torch.broadcast_shapes(x.shape[1:], integers(shape))
+        target = broadcast(x.shape[1:], integers(shape))
         check_size((x.shape[0], *target))
         behind = x.reshape(x.shape[0], *(1,) * (len(target) - x.ndim + 1), *x.shape[1:])
         return (behind.expand(x.shape[0], *target),)
 
     def transparent(self, x: Tensor, shape: Tensor) -> bool:
-        return tuple(torch.broadcast_shapes(x.shape[1:], integers(shape))) == tuple(x.shape[1:])
+        return broadcast(x.shape[1:], integers(shape)) == tuple(x.shape[1:])
 
 
 @register("Where", since=(9, 16))

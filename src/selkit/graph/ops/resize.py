@@ -1,0 +1,343 @@
+"""Resampling of a grid: one matrix for each axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from typing import Literal as Choice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from selkit.graph.ops.base import (
+    Affine,
+    Operator,
+    UnsupportedAttribute,
+    check_size,
+    integers,
+    plain,
+    register,
+)
+
+_MODES = ("nearest", "linear", "cubic")
+_COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_half_pixel_for_nn",
+    "tf_crop_and_resize",
+)
+_NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil", "simple")
+_POLICIES = ("stretch", "not_larger", "not_smaller")
+_NATIVE = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one axis is resampled: sizes, the scale as the model gives it, and the part that is read."""
+
+    before: int
+    after: int
+    scale: float
+    begin: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The attributes of Resize that say which elements are read, with which weights."""
+
+    mode: str = "nearest"
+    coordinates: str = "half_pixel"
+    nearest: str = "round_prefer_floor"
+    cubic: float = -0.75
+    exclude_outside: bool = False
+    antialias: bool = False
+
+    def positions(self, axis: Axis) -> NDArray[Any]:
+        """Where in the input each output element is read; in float32 for nearest, as onnxruntime rounds."""
+        real: Any = np.float32 if self.mode == "nearest" else np.float64
+        x = np.arange(axis.after, dtype=real)
+        scale, before, after = real(axis.scale), real(axis.before), real(axis.after)
+        half, one = real(0.5), real(1)
+        if self.coordinates == "pytorch_half_pixel" and axis.after == 1:
+            return np.zeros(1, real)
+        if self.coordinates in ("half_pixel", "pytorch_half_pixel"):
+            return (x + half) / scale - half
+        if self.coordinates == "half_pixel_symmetric":
+            offset = before / 2 * (one - after / (scale * before))
+            return offset + (x + half) / scale - half
+        if self.coordinates == "align_corners":
+            return x * (before - one) / (after - one) if axis.after > 1 else np.zeros(axis.after, real)
+        if self.coordinates == "asymmetric":
+            return x / scale
+        if self.coordinates == "tf_half_pixel_for_nn":
+            return (x + half) / scale
+        begin, end = real(axis.begin), real(axis.end)
+        if axis.after == 1:
+            return np.full(1, half * (begin + end) * (before - one))
+        return begin * (before - one) + x * (end - begin) * (before - one) / (after - one)
+
+    def indices(self, axis: Axis) -> NDArray[np.int64]:
+        """Element read for each output element (nearest)."""
+        x = self.positions(axis)
+        # opset 10 and below ("simple") read the next element when they shrink
+        up = self.nearest == "ceil" or (self.nearest == "simple" and axis.scale < 1)
+        if self.nearest == "round_prefer_floor":
+            picked = np.ceil(x - x.dtype.type(0.5))
+        elif self.nearest == "round_prefer_ceil":
+            picked = np.floor(x + x.dtype.type(0.5))
+        else:
+            picked = np.ceil(x) if up else np.floor(x)
+        return np.asarray(np.clip(picked, 0, axis.before - 1), dtype=np.int64)
+
+    def matrix(self, axis: Axis) -> NDArray[np.float64]:
+        """Weights of shape ``(after, before)``."""
+        result = np.zeros((axis.after, axis.before))
+        rows = np.arange(axis.after)
+        if self.mode == "nearest":
+            result[rows, self.indices(axis)] = 1
+            return result
+        x = self.positions(axis).astype(np.float64)
+        width = 1.0 if self.mode == "linear" else 2.0
+        shrink = min(axis.scale, 1.0) if self.antialias else 1.0
+        first = np.floor(x) + (np.floor(-width / shrink) + 1)
+        taps = 2 * int(np.ceil(width / shrink)) if self.antialias else int(2 * width)
+        reach = first[:, None] + np.arange(taps)
+        weights = self._kernel((reach - x[:, None]) * shrink)
+        inside = (reach >= 0) & (reach <= axis.before - 1)
+        if self.exclude_outside or self.antialias:
+            weights = weights * inside
+        weights = weights / weights.sum(axis=1, keepdims=True)
+        index = np.clip(reach, 0, axis.before - 1).astype(np.int64)
+        np.add.at(result, (np.broadcast_to(rows[:, None], index.shape), index), weights)
+        return result
+
+    def _kernel(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
+        d = np.abs(distance)
+        if self.mode == "linear":
+            return np.asarray(np.clip(1 - d, 0, None))
+        a = self.cubic
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+    def outside(self, axis: Axis) -> NDArray[np.bool_]:
+        """Which output elements lie outside the input (tf_crop_and_resize)."""
+        if self.coordinates != "tf_crop_and_resize":
+            return np.zeros(axis.after, dtype=bool)
+        x = self.positions(axis)
+        return np.asarray((x < 0) | (x > axis.before - 1))
+
+
+@lru_cache(maxsize=256)
+def _matrix(sampling: Sampling, axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Matrix with which values are multiplied from the right: shape ``(before, after)``."""
+    return torch.from_numpy(sampling.matrix(axis).T.copy()).to(device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _indices(sampling: Sampling, axis: Axis, device: torch.device) -> Tensor:
+    return torch.from_numpy(sampling.indices(axis)).to(device)
+
+
+@lru_cache(maxsize=256)
+def _repeats(sampling: Sampling, axis: Axis) -> bool:
+    """Whether each element is simply repeated a whole number of times."""
+    if axis.after % axis.before:
+        return False
+    expected = np.arange(axis.after) // (axis.after // axis.before)
+    return bool(np.array_equal(sampling.indices(axis), expected))
+
+
+def _native(x: Tensor, axes: Sequence[Axis], sampling: Sampling) -> Tensor | None:
+    """The result by torch's own resampling where it means the same, else ``None``."""
+    dims = x.ndim - 3
+    if dims not in _NATIVE or any(axis.before != axis.after for axis in axes[:2]):
+        return None
+    grid = axes[2:]
+    size = [axis.after for axis in grid]
+    flat = x.flatten(0, 1)
+    if sampling.mode == "nearest":
+        if not all(_repeats(sampling, axis) for axis in grid):
+            return None
+        y = functional.interpolate(flat, size=size, mode="nearest")
+    elif sampling.mode == "linear" and not sampling.antialias:
+        corners = sampling.coordinates == "align_corners"
+        centers = sampling.coordinates == "half_pixel" or (
+            sampling.coordinates == "pytorch_half_pixel" and min(size) > 1
+        )
+        exact = all(abs(axis.scale * axis.before - axis.after) <= 1e-6 * axis.after for axis in grid)
+        if not (corners or (centers and exact)):
+            return None
+        mode: Choice["linear", "bilinear", "trilinear"] = _NATIVE[dims]  # type: ignore[assignment]
+        y = functional.interpolate(flat, size=size, mode=mode, align_corners=corners)
+    else:
+        return None
+    return y.reshape(*x.shape[:3], *size)
+
+
+def resample(x: Tensor, axes: Sequence[Axis], sampling: Sampling, *, absolute: bool = False) -> Tensor:
+    """Resample all ONNX axes of a stacked value (with absolute weights for radii)."""
+    check_size([axis.after for axis in axes])
+    if not (absolute and sampling.mode == "cubic"):
+        y = _native(x, axes, sampling)
+        if y is not None:
+            return y
+    for dim, axis in enumerate(axes, start=1):
+        same = axis.before == axis.after and axis.scale == 1
+        if same and sampling.coordinates != "tf_crop_and_resize":
+            continue
+        if sampling.mode == "nearest":
+            x = x.index_select(dim, _indices(sampling, axis, x.device))
+            continue
+        matrix = _matrix(sampling, axis, x.dtype, x.device)
+        matrix = matrix.abs() if absolute else matrix
+        x = torch.matmul(x.movedim(dim, -1), matrix).movedim(-1, dim)
+    return x
+
+
+class _Resampling(Operator):
+    """What Resize and Upsample share; subclasses say which axes become what."""
+
+    KIND = Affine.KIND
+    LIVE = 1
+
+    @property
+    def sampling(self) -> Sampling:
+        """Which elements are read, with which weights."""
+        raise TypeError(f"{type(self).__name__} does not define sampling")
+
+    def axes_of(self, shape: Sequence[int], *parameters: Tensor | None) -> tuple[Axis, ...]:
+        """One :class:`Axis` for each ONNX axis."""
+        raise TypeError(f"{type(self).__name__} does not define axes_of")
+
+    def transparent(self, x: Tensor, *parameters: Tensor | None) -> bool:
+        """Whether nothing changes."""
+        axes = self.axes_of(x.shape[1:], *parameters)
+        same = all(axis.before == axis.after and axis.scale == 1 for axis in axes)
+        return same and self.sampling.coordinates != "tf_crop_and_resize"
+
+    def forward(self, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        """Resample."""
+        return (resample(x, self.axes_of(x.shape[1:], *parameters), self.sampling),)
+
+    def spread(self, live: Sequence[bool], x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        """Resample with absolute weights, as :meth:`Affine.spread`."""
+        return (resample(x, self.axes_of(x.shape[1:], *parameters), self.sampling, absolute=True),)
+
+
+@register("Upsample", since=(7, 9))
+@register("Resize", since=(10,))
+@dataclass(frozen=True)
+class Upsample(_Resampling):
+    """Resize of opset 10 and below: asymmetric coordinates; scales are an attribute or an input."""
+
+    mode: str = "nearest"
+    scales: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("nearest", "linear"):
+            raise UnsupportedAttribute(f"mode={self.mode!r} is not nearest or linear")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.mode, "asymmetric", "simple")
+
+    def axes_of(self, shape: Sequence[int], *parameters: Tensor | None) -> tuple[Axis, ...]:
+        given = parameters[0] if parameters else None
+        scales = self.scales if given is None else tuple(plain(given).tolist())
+        return tuple(_scaled(size, scale) for size, scale in zip(shape, scales, strict=True))
+
+
+def _scaled(size: int, scale: float) -> Axis:
+    """An axis for a scale; its new size is rounded down in float32, as onnxruntime does."""
+    if not 0 < scale < 2**31:
+        raise UnsupportedAttribute(f"the scale {scale} is not positive")
+    return Axis(size, int(np.float32(size) * np.float32(scale)), scale)
+
+
+@register("Resize", since=(11, 13, 18, 19))
+@dataclass(frozen=True)
+class Resize(_Resampling):
+    """Resample by scales or to sizes."""
+
+    mode: str = "nearest"
+    coordinate_transformation_mode: str = "half_pixel"
+    nearest_mode: str = "round_prefer_floor"
+    cubic_coeff_a: float = -0.75
+    exclude_outside: int = 0
+    extrapolation_value: float = 0.0
+    antialias: int = 0
+    axes: tuple[int, ...] = ()
+    keep_aspect_ratio_policy: str = "stretch"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("mode", self.mode, _MODES),
+            ("coordinate_transformation_mode", self.coordinate_transformation_mode, _COORDINATES),
+            ("nearest_mode", self.nearest_mode, _NEAREST[:-1]),
+            ("keep_aspect_ratio_policy", self.keep_aspect_ratio_policy, _POLICIES),
+        ):
+            if value not in allowed:
+                raise UnsupportedAttribute(f"{name}={value!r} is not one of {', '.join(allowed)}")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            self.mode,
+            self.coordinate_transformation_mode,
+            self.nearest_mode,
+            self.cubic_coeff_a,
+            bool(self.exclude_outside),
+            bool(self.antialias),
+        )
+
+    def axes_of(self, shape: Sequence[int], *parameters: Tensor | None) -> tuple[Axis, ...]:
+        given = [None if value is None or not value.numel() else value for value in parameters]
+        roi, scales, sizes = (*given, None, None, None)[:3]
+        rank = len(shape)
+        chosen = [axis % rank for axis in self.axes] or list(range(rank))
+        if (scales is None) == (sizes is None):
+            raise UnsupportedAttribute("needs either scales or sizes")
+        if sizes is not None:
+            resized = self._by_sizes([shape[axis] for axis in chosen], integers(sizes))
+        else:
+            factors = plain(scales).tolist() if scales is not None else []
+            resized = [_scaled(shape[a], factor) for a, factor in zip(chosen, factors, strict=True)]
+        axes = [Axis(size, size, 1.0) for size in shape]
+        for position, (axis, new) in enumerate(zip(chosen, resized, strict=True)):
+            axes[axis] = new
+            if roi is not None and self.coordinate_transformation_mode == "tf_crop_and_resize":
+                part = plain(roi).tolist()
+                begin, end = part[position], part[position + len(chosen)]
+                axes[axis] = Axis(new.before, new.after, new.scale, begin, end)
+        return tuple(axes)
+
+    def _by_sizes(self, shape: Sequence[int], sizes: Sequence[int]) -> list[Axis]:
+        ratios = [np.float32(after) / np.float32(before) for before, after in zip(shape, sizes, strict=True)]
+        if self.keep_aspect_ratio_policy == "stretch":
+            return [Axis(b, a, float(r)) for b, a, r in zip(shape, sizes, ratios, strict=True)]
+        ratio = min(ratios) if self.keep_aspect_ratio_policy == "not_larger" else max(ratios)
+        return [Axis(b, int(np.floor(np.float32(b) * ratio + np.float32(0.5))), float(ratio)) for b in shape]
+
+    def forward(self, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        axes = self.axes_of(x.shape[1:], *parameters)
+        y = resample(x, axes, self.sampling)
+        for dim, axis in enumerate(axes, start=1):
+            outside = self.sampling.outside(axis)
+            if outside.any():
+                mask = torch.from_numpy(outside).to(y.device).reshape(-1, *(1,) * (y.ndim - dim - 1))
+                y = y.masked_fill(mask, self.extrapolation_value)
+        return (y,)
+
+    def spread(self, live: Sequence[bool], x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        axes = self.axes_of(x.shape[1:], *parameters)
+        return (resample(x, axes, self.sampling, absolute=True),)
