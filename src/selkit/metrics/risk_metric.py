@@ -119,6 +119,7 @@ class RiskCoverageMetric(Metric):
             seed,
             prefix,
         )
+        self._last_curve: RiskCoverage | None = None
         if bins is None:
             self.add_state("score", default=[], dist_reduce_fx="cat")
             self.add_state("loss", default=[], dist_reduce_fx="cat")
@@ -219,11 +220,11 @@ class RiskCoverageMetric(Metric):
         InvalidInputError
             If a score was NaN, or a loss NaN or infinite.
         """
-        count = self._n()
+        count, self._last_curve = self._n(), None
         if not count:
             values = dict.fromkeys(names_of(self.coverage, self.at_risk), torch.tensor(torch.nan).double())
         else:
-            curve = self._curve()
+            curve = self._last_curve = self._curve()
             values = summarize(curve, self.coverage, self.at_risk)
             if self.n_boot:
                 values |= bootstrap_risk_coverage(
@@ -279,10 +280,13 @@ class RiskCoverageMetric(Metric):
         InvalidInputError
             As for :meth:`compute`.
         """
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
-        ):
-            return self._curve() if self._n() else None
+        self.compute()  # free when nothing was added since
+        return self._last_curve
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        super().reset()
+        self._last_curve = None
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
         """Draw :meth:`get_curve`; arguments as for :meth:`RiskCoverage.plot`.

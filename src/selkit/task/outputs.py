@@ -1,0 +1,72 @@
+"""Outputs of single samples: kept during a run, then joined over batches and processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Columns = dict[str, Any]
+
+
+def to_cpu(value: Any) -> Any:
+    """A detached tensor on the CPU that can be written to; other things as they are."""
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+def join(parts: list[Columns]) -> Columns:
+    """Put batches after each other.
+
+    Parameters
+    ----------
+    parts
+        One dictionary per batch, of tensors with one row per sample or lists with one entry.
+
+    Returns
+    -------
+    dict
+        Tensors where the rows of all batches have one shape, else lists with one entry per sample.
+    """
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: _join([part[name] for part in parts if name in part]) for name in names}
+
+
+def _join(values: list[Any]) -> Any:
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if len(tensors) == len(values) and len({value.shape[1:] for value in tensors}) == 1:
+        return torch.cat(tensors)
+    return [row for value in values for row in value]
+
+
+def take(columns: Columns, order: Tensor) -> Columns:
+    """The samples at the given positions, in that order."""
+    index = order.tolist()
+    return {
+        name: value[order] if isinstance(value, Tensor) else [value[i] for i in index]
+        for name, value in columns.items()
+    }
+
+
+def gather(parts: list[Columns]) -> Columns:
+    """Outputs of one loader from all processes, in the order of the data.
+
+    Parameters
+    ----------
+    parts
+        This process's batches; each has ``index``, the numbers of its samples.
+
+    Returns
+    -------
+    dict
+        The same in every process; empty if no process had a sample.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, parts)
+        parts = [part for process in everyone for part in process]
+    if not parts:
+        return {}
+    columns = join(parts)
+    return take(columns, torch.argsort(columns["index"], stable=True))

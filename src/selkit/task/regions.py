@@ -1,0 +1,128 @@
+"""Selective tests of the regions of accepted samples, inside a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from selkit.errors import NoHypothesisError
+from selkit.metrics.gather import gather_tensors
+
+
+@runtime_checkable
+class RegionTest(Protocol):
+    """What the task needs of :class:`selkit.inference.RoiTest`."""
+
+    def inference(self, x: Any) -> Any:
+        """Test the region that the model points at in one sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class RegionResults:
+    """Tests of a batch.
+
+    Attributes
+    ----------
+    p_value, naive_p_value
+        float64, ``(B,)``; NaN where no test was made.
+    result
+        A :class:`selkit.inference.RoiResult` for each sample, or ``None``.
+    reason
+        Why there is none: ``"rejected"``, or the message of the error; ``None`` where there is one.
+    """
+
+    p_value: Tensor
+    naive_p_value: Tensor
+    result: list[Any]
+    reason: list[str | None]
+
+    def columns(self) -> dict[str, Any]:
+        """The fields, and the regions and score maps of the results, one entry per sample."""
+        return {
+            "p_value": self.p_value,
+            "naive_p_value": self.naive_p_value,
+            "roi": [None if found is None else found.roi for found in self.result],
+            "score_map": [None if found is None else found.score_map for found in self.result],
+            "roi_result": self.result,
+            "roi_reason": self.reason,
+        }
+
+
+def run_tests(test: RegionTest, x: Tensor, selected: Tensor) -> RegionResults:
+    """Test each selected sample of a batch.
+
+    Parameters
+    ----------
+    test
+        Has ``inference(sample)``.
+    x
+        Inputs of the model, ``(B, C, ...)``.
+    selected
+        Boolean, ``(B,)``.
+
+    Returns
+    -------
+    RegionResults
+        On the CPU.
+    """
+    chosen = selected.tolist()
+    p_values = torch.full((2, len(chosen)), torch.nan, dtype=torch.float64)
+    results: list[Any] = [None] * len(chosen)
+    reasons: list[str | None] = ["rejected"] * len(chosen)
+    with torch.inference_mode(False):  # results outlive the run, and tests may need gradients
+        for i, accepted in enumerate(chosen):
+            if not accepted:
+                continue
+            try:
+                results[i] = test.inference(x[i].detach().clone())
+            except NoHypothesisError as error:
+                reasons[i] = str(error)
+                continue
+            reasons[i] = None
+            p_values[0, i] = results[i].p_value
+            p_values[1, i] = results[i].naive_p_value()
+    return RegionResults(p_values[0], p_values[1], results, reasons)
+
+
+class RegionTally(Metric):
+    """How many accepted samples were tested, had no region, and were significant.
+
+    Parameters
+    ----------
+    alpha
+        A p-value up to here is significant.
+    """
+
+    full_state_update = False
+    tested: Tensor
+    significant: Tensor
+    no_region: Tensor
+
+    def __init__(self, alpha: float, **kwargs: Any) -> None:
+        gather: Callable[..., list[Tensor]] = gather_tensors
+        kwargs.setdefault("dist_sync_fn", gather)
+        super().__init__(**kwargs)
+        self.alpha = alpha
+        for name in ("tested", "significant", "no_region"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, results: RegionResults) -> None:
+        """Add the tests of a batch."""
+        tested = ~results.p_value.isnan()
+        self.tested += int(tested.sum())
+        self.significant += int((results.p_value <= self.alpha).sum())
+        self.no_region += sum(reason not in (None, "rejected") for reason in results.reason)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``roi/tested``, ``roi/no_region``, and ``roi/significant``, a fraction of the tested."""
+        return {
+            "roi/tested": self.tested.float(),
+            "roi/no_region": self.no_region.float(),
+            "roi/significant": self.significant.float() / self.tested.float(),
+        }

@@ -1,0 +1,92 @@
+"""Everything the task reports about the samples of one loader."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from selkit.metrics import RiskCoverage, RiskCoverageMetric, SelectiveMetric
+from selkit.task.regions import RegionResults, RegionTally
+
+
+class SelectionReport(nn.Module):
+    """Metrics by selection, coverage, risk-coverage and region tests, filled batch by batch.
+
+    Parameters
+    ----------
+    base
+        The model's metrics.
+    rc_metric
+        Copied; filled where there is a loss.
+    alpha
+        Level of the region tests, or ``None`` without tests.
+    """
+
+    def __init__(
+        self, base: Metric | MetricCollection, rc_metric: RiskCoverageMetric, alpha: float | None
+    ) -> None:
+        super().__init__()
+        self.metrics = SelectiveMetric(base)
+        self.risk = copy.deepcopy(rc_metric)
+        self.risk.reset()
+        self.regions = None if alpha is None else RegionTally(alpha)
+
+    def update(
+        self,
+        preds: Any,
+        target: Any,
+        selection: Mapping[str, Tensor],
+        loss: Tensor | None,
+        regions: RegionResults | None,
+    ) -> None:
+        """Add a batch; all arguments have its rows."""
+        self.metrics.update(preds, target, selected=selection["selected"])
+        if loss is not None:
+            self.risk.update(score=selection["score"], loss=loss)
+        if regions is not None and self.regions is not None:
+            self.regions.update(regions)
+
+    def compute(self) -> dict[str, Any]:
+        """All values, over all processes."""
+        values: dict[str, Any] = self.metrics.compute()
+        values["coverage"] = values["selected/count"] / values["full/count"]
+        risk: dict[str, Tensor] = self.risk.compute()
+        if risk[f"{self.risk.prefix}count"]:
+            values |= risk
+        if self.regions is not None:
+            values |= self.regions.compute()
+        return values
+
+    def curve(self) -> RiskCoverage | None:
+        """The risk-coverage curve over all processes, if there was a loss."""
+        return self.risk.get_curve()
+
+
+def scalars(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The values that a logger can take."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, Tensor) and math.prod(value.shape) == 1
+    }
+
+
+def check_loss(loss: Any, rows: int) -> Tensor:
+    """The result of a loss function, if it is one number per sample."""
+    from selkit.errors import InvalidInputError
+
+    if isinstance(loss, Tensor) and loss.ndim == 2 and loss.shape[1] == 1:
+        loss = loss[:, 0]
+    if not isinstance(loss, Tensor) or loss.shape != (rows,):
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise InvalidInputError(
+            f"loss(preds, target) must give one number per sample, a tensor of shape ({rows},); got {got}. "
+            "A mean over the batch cannot be used: ask for reduction='none'"
+        )
+    return loss if loss.is_floating_point() else loss.to(torch.float32)

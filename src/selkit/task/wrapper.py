@@ -1,0 +1,315 @@
+"""A Lightning module around another one, that abstains where a score says so."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torchmetrics import Metric, MetricCollection
+
+from selkit.embeddings.batches import Key, input_of, take_rows, target_of
+from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.metrics import RiskCoverage, RiskCoverageMetric
+from selkit.metrics.losses import has_class_labels, zero_one_loss
+from selkit.metrics.selective import activation_of
+from selkit.task.outputs import Columns, gather, to_cpu
+from selkit.task.regions import RegionResults, RegionTest, run_tests
+from selkit.task.report import SelectionReport, check_loss, scalars
+from selkit.task.rows import RowCounter, counter_of
+
+
+class SelectiveInferenceTask(LightningModule):
+    """Test, validate and predict with a model that abstains where a score is above its threshold.
+
+    Parameters
+    ----------
+    task
+        A trained module with ``forward(x)``, what the score needs (``embed(x)``, ``logits(x)`` or a layer),
+        and, to be tested, ``test_metrics``. Its own ``test_step`` is not used.
+    score
+        Fitted, with a threshold.
+    roi_test
+        Made by :func:`selkit.load`; then the region of every selected sample is tested.
+    input_key, target_key
+        Where batches hold inputs and targets: a position or a name. Without them the first and second
+        entry of a tuple, and of a dictionary the one with a usual name (``image``, ``x``, ``label``, ...).
+    acc_test_outputs
+        Keep the outputs of every sample in ``test_outputs``.
+    metrics
+        Instead of ``task.test_metrics``.
+    loss
+        ``(preds, target) -> (B,)``, the loss of each sample for risk-coverage, such as
+        :func:`selkit.metrics.dice_loss`. Without it the 0/1 loss, where targets are class labels.
+    activation
+        Applied to the model's outputs before metrics and loss, as in :class:`selkit.metrics.SelectiveMetric`.
+    rc_metric
+        A :class:`selkit.metrics.RiskCoverageMetric` with other settings than the usual ones.
+    alpha
+        Level at which region tests count as significant.
+
+    Attributes
+    ----------
+    results
+        Every value of the last test or validation, also those that are no scalars and cannot be logged.
+    test_outputs
+        With ``acc_test_outputs``: after a test, for each loader one dictionary of ``index``,
+        ``predictions``, ``target``, ``score``, ``selected``, where there is a loss ``loss``, and where
+        regions are tested ``p_value``, ``naive_p_value``, ``roi``, ``score_map``, ``roi_result`` and
+        ``roi_reason``. Samples of all processes, each once, in the order of the data.
+
+    Raises
+    ------
+    InvalidTypeError
+        If an argument is not what it should be.
+    InvalidInputError
+        When a test starts and the model has no ``test_metrics``.
+
+    Notes
+    -----
+    Values are logged once, at the end of the epoch: those of all loaders together by their names, and, with
+    several loaders, those of each with ``/dataloader_idx_<i>`` behind. Several processes give the numbers
+    that one gives: rows that a distributed sampler repeats are left out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lightning.pytorch import LightningModule
+    >>> from torchmetrics.classification import MulticlassAccuracy
+    >>> from selkit.scores import EuclideanScore
+    >>> class Model(LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.test_metrics = MulticlassAccuracy(num_classes=2)
+    ...     def embed(self, x):
+    ...         return x
+    ...     def forward(self, x):
+    ...         return (x[:, 0] > 0).long()
+    >>> score = EuclideanScore(k=1).fit(X=torch.zeros(1, 2), Y=torch.rand(99, 2)).set_threshold(q=0.9)
+    >>> SelectiveInferenceTask(Model(), score)(torch.tensor([[0.5, 0.5], [9.0, 9.0]]))
+    {'predictions': tensor([1, 1]), 'score': tensor([ 0.7071, 12.7279]), 'selected': tensor([ True, False])}
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        score: nn.Module,
+        roi_test: RegionTest | None = None,
+        *,
+        input_key: Key = None,
+        target_key: Key = None,
+        acc_test_outputs: bool = False,
+        metrics: Metric | MetricCollection | None = None,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        activation: str | Callable[[Tensor], Tensor] | None = None,
+        rc_metric: RiskCoverageMetric | None = None,
+        alpha: float = 0.05,
+    ) -> None:
+        super().__init__()
+        _check_parts(task, score, roi_test, loss)
+        self.task, self.score = task, score
+        self._roi_test = (roi_test,)  # a tuple, so that it is not registered as a submodule and moved
+        self.input_key, self.target_key = input_key, target_key
+        self.activation, self.loss = activation_of(activation), loss
+        self.alpha = alpha
+        self._base = (_base_metrics(task, metrics),)
+        if rc_metric is not None and not isinstance(rc_metric, RiskCoverageMetric):
+            raise InvalidTypeError(f"rc_metric must be a RiskCoverageMetric; got {type(rc_metric).__name__}")
+        self._rc_metric = (RiskCoverageMetric() if rc_metric is None else rc_metric,)
+        self._reports = nn.ModuleList()
+        self._rows: list[RowCounter] = []
+        self._kept: list[list[Columns]] = []
+        self._without_loss = False
+        self.acc_test_outputs = acc_test_outputs
+        self.results: dict[str, Any] = {}
+        self.test_outputs: list[Columns] | None = [] if acc_test_outputs else None
+
+    @property
+    def roi_test(self) -> RegionTest | None:
+        """The test of regions, if one was given."""
+        return self._roi_test[0]
+
+    def forward(self, x: Any) -> dict[str, Any]:
+        """Predict and select one batch of inputs.
+
+        Parameters
+        ----------
+        x
+            Inputs of the model.
+
+        Returns
+        -------
+        dict
+            ``predictions`` as the model gives them, ``score`` and ``selected``, one row per sample.
+        """
+        selection = self.score.select(self.score.extract(self.task, x))  # type: ignore[operator]
+        return {"predictions": self.task(x), **selection}
+
+    # one run
+
+    def on_test_epoch_start(self) -> None:
+        """Make fresh metrics for the loaders of a test."""
+        self._start(self.trainer.test_dataloaders)
+
+    def on_validation_epoch_start(self) -> None:
+        """Make fresh metrics for the loaders of a validation."""
+        self._start(self.trainer.val_dataloaders)
+
+    def _start(self, loaders: Any) -> None:
+        base = self._base[0]
+        if base is None:
+            raise InvalidInputError(
+                f"{type(self.task).__name__} has no test_metrics: set self.test_metrics to a torchmetrics "
+                "Metric or MetricCollection in its __init__, or pass metrics= to SelectiveInferenceTask"
+            )
+        flat = pytree.tree_leaves(loaders)
+        self._rows = [counter_of(loader, self.trainer.world_size, self.global_rank) for loader in flat]
+        self._kept = [[] for _ in flat]
+        self._without_loss = False
+        reports = 1 if len(flat) == 1 else len(flat) + 1  # the first is that of all loaders together
+        alpha = None if self.roi_test is None else self.alpha
+        self._reports = nn.ModuleList(
+            SelectionReport(base, self._rc_metric[0], alpha) for _ in range(reports)
+        ).to(self.device)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the report; nothing is computed or logged."""
+        self._evaluate(batch, dataloader_idx, keep=self.acc_test_outputs)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the report; nothing is computed or logged."""
+        self._evaluate(batch, dataloader_idx, keep=False)
+
+    def _evaluate(self, batch: Any, loader: int, *, keep: bool) -> None:
+        x, target = input_of(batch, self.input_key), target_of(batch, self.target_key)
+        outputs = self(x)
+        rows = len(outputs["selected"])
+        first, fresh = self._rows[loader].take(rows)
+        if fresh < rows:  # the rest are repetitions of the sampler
+            if not fresh:
+                return
+            x, target, outputs = (take_rows(part, slice(fresh)) for part in (x, target, outputs))
+        preds = outputs["predictions"]
+        preds = preds if self.activation is None else self.activation(preds)
+        loss = self._loss(preds, target, fresh)
+        regions = self._regions(x, outputs["selected"])
+        for place in (0,) if len(self._reports) == 1 else (0, loader + 1):
+            self._report(place).update(preds, target, outputs, loss, regions)
+        if keep:
+            columns = {"index": self._rows[loader].numbers(first, fresh), **outputs, "target": target}
+            columns |= {} if loss is None else {"loss": loss}
+            columns |= {} if regions is None else regions.columns()
+            self._kept[loader].append({name: to_cpu(value) for name, value in columns.items()})
+
+    def _report(self, place: int) -> SelectionReport:
+        return cast("SelectionReport", self._reports[place])
+
+    def _loss(self, preds: Any, target: Any, rows: int) -> Tensor | None:
+        if self.loss is not None:
+            return check_loss(self.loss(preds, target), rows)
+        if isinstance(preds, Tensor) and isinstance(target, Tensor) and has_class_labels(preds, target):
+            return zero_one_loss(preds, target)
+        self._without_loss = True
+        return None
+
+    def _regions(self, x: Any, selected: Tensor) -> RegionResults | None:
+        if self.roi_test is None:
+            return None
+        if not isinstance(x, Tensor):
+            raise InvalidTypeError(f"roi_test needs inputs that are a tensor; got {type(x).__name__}")
+        return run_tests(self.roi_test, x, selected)
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the report, and join the kept outputs."""
+        self._finish()
+        if self.acc_test_outputs:
+            self.test_outputs = [gather(parts) for parts in self._kept]
+        self._kept = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the report."""
+        self._finish()
+
+    def _finish(self) -> None:
+        self.results = {}
+        for place in range(len(self._reports)):
+            suffix = f"/dataloader_idx_{place - 1}" if place else ""
+            values = self._report(place).compute()
+            self.results |= {f"{name}{suffix}": value for name, value in values.items()}
+        # equal in all processes: the largest is the value itself, where a mean would round
+        self.log_dict(scalars(self.results), sync_dist=True, reduce_fx="max")
+        if self._without_loss:
+            warnings.warn(
+                "risk-coverage is not reported: the 0/1 loss needs class labels, and no other was given; "
+                "pass loss=, a function (preds, target) -> one number per sample",
+                stacklevel=2,
+            )
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Predict and select a batch.
+
+        Returns
+        -------
+        dict
+            ``predictions``, ``score``, ``selected``, and ``p_value`` where regions are tested: float64, NaN
+            for samples that were rejected or have no region.
+        """
+        x = input_of(batch, self.input_key)
+        outputs = self(x)
+        regions = self._regions(x, outputs["selected"])
+        return outputs if regions is None else {**outputs, "p_value": regions.p_value}
+
+    def get_risk_coverage_curve(self, dataloader_idx: int | None = None) -> RiskCoverage | None:
+        """The curve of the last test or validation, over all processes.
+
+        Parameters
+        ----------
+        dataloader_idx
+            Of one loader; of all together without it.
+
+        Returns
+        -------
+        RiskCoverage or None
+            ``None`` if there was no run or no loss.
+
+        Raises
+        ------
+        InvalidInputError
+            If there was no such loader.
+        """
+        if not len(self._reports):
+            return None
+        loaders = max(1, len(self._reports) - 1)
+        if dataloader_idx is None or (loaders == 1 and dataloader_idx == 0):
+            return self._report(0).curve()
+        if not 0 <= dataloader_idx < loaders:
+            raise InvalidInputError(f"dataloader_idx must be from 0 to {loaders - 1}; got {dataloader_idx}")
+        return self._report(dataloader_idx + 1).curve()
+
+
+def _check_parts(task: Any, score: Any, roi_test: Any, loss: Any) -> None:
+    if not isinstance(task, nn.Module):
+        raise InvalidTypeError(f"task must be a LightningModule; got {type(task).__name__}")
+    if not callable(getattr(score, "select", None)) or not callable(getattr(score, "extract", None)):
+        raise InvalidTypeError(
+            f"score must be one of selkit.scores, with extract() and select(); got {type(score).__name__}"
+        )
+    if roi_test is not None and not isinstance(roi_test, RegionTest):
+        raise InvalidTypeError(
+            f"roi_test must come from selkit.load(...) and have inference(); got {type(roi_test).__name__}"
+        )
+    if loss is not None and not callable(loss):
+        raise InvalidTypeError(f"loss must be a function (preds, target) -> (B,); got {type(loss).__name__}")
+
+
+def _base_metrics(task: nn.Module, metrics: Any) -> Metric | MetricCollection | None:
+    name = "metrics" if metrics is not None else f"{type(task).__name__}.test_metrics"
+    base = getattr(task, "test_metrics", None) if metrics is None else metrics
+    if base is not None and not isinstance(base, (Metric, MetricCollection)):
+        raise InvalidTypeError(
+            f"{name} must be a torchmetrics Metric or MetricCollection; got {type(base).__name__}"
+        )
+    return base
