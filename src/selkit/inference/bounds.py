@@ -1,0 +1,195 @@
+"""Bound a program on whole windows of a line from its values at their ends.
+
+Within a window every value stays near its chord, the straight line between its values at the two ends. What
+is carried along is how far it can be away: ``chord(z) + offset - radius <= value(z) <= chord(z) + offset +
+radius``. An affine operator ``W`` maps the offset by ``W`` and the radius by ``|W|``; a knot and a change of
+the winner of a maximum add the height of the bump that they cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selkit.graph.ops.base import Affine, Kind, Maximum, PiecewiseLinear, Product
+from selkit.graph.program import Program, Step
+from selkit.inference.line import Line
+
+
+@dataclass(frozen=True)
+class Band:
+    """Values of windows: their ends, and how far they can be from the chord between them.
+
+    Attributes
+    ----------
+    left, right
+        Values at the windows' ends, shape (B, *value).
+    offset, radius
+        The value is within ``radius`` of ``chord + offset``; shape (B, *value).
+    """
+
+    left: Tensor
+    right: Tensor
+    offset: Tensor
+    radius: Tensor
+
+    @property
+    def lower(self) -> Tensor:
+        """Lower bound of value minus chord."""
+        return self.offset - self.radius
+
+    @property
+    def upper(self) -> Tensor:
+        """Upper bound of value minus chord."""
+        return self.offset + self.radius
+
+    @staticmethod
+    def between(left: Tensor, right: Tensor, lower: Tensor, upper: Tensor) -> Band:
+        """Build a band from bounds of value minus chord."""
+        return Band(left, right, (lower + upper) / 2, (upper - lower) / 2)
+
+
+class Bounder:
+    """Carry bands through a program.
+
+    Parameters
+    ----------
+    program
+        Every step is constant, affine, piecewise linear or a maximum.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.name = next(iter(program.inputs))
+
+    def bound(self, line: Line, windows: Tensor) -> dict[str, Band]:
+        """Return the bands of the program's outputs.
+
+        Parameters
+        ----------
+        line
+            The line.
+        windows
+            Ends of the windows, float64 of shape (B, 2).
+        """
+        dtype = self.program.dtype
+        left, right = line.at(windows[:, 0], dtype), line.at(windows[:, 1], dtype)
+        nothing = torch.zeros_like(left)
+        values = {self.name: Band(left, right, nothing, nothing)}
+        for step in self.program.steps:
+            operands = [self._operand(name, values) for name in step.inputs]
+            results = self._through(step, operands)
+            values.update((name, band) for name, band in zip(step.outputs, results, strict=False) if name)
+            for name in step.release:
+                values.pop(name, None)
+        return {name: values[name] for name in self.program.outputs}
+
+    def _operand(self, name: str, values: dict[str, Band]) -> Band | Tensor | None:
+        return None if not name else values[name] if name in values else self.program.constants[name]
+
+    def _through(self, step: Step, operands: Sequence[Band | Tensor | None]) -> list[Band]:
+        if step.kind is Kind.AFFINE:
+            return _affine(step, operands)
+        if step.kind is Kind.PIECEWISE_LINEAR:
+            return [_piecewise_linear(step, operands)]
+        if step.kind is Kind.MAXIMUM:
+            return [_maximum(step, operands)]
+        raise TypeError(f"{step.operator} is {step.kind.value}; only piecewise-linear programs are bounded")
+
+
+def _part(operands: Sequence[Band | Tensor | None], name: str) -> list[Tensor | None]:
+    return [getattr(operand, name) if isinstance(operand, Band) else operand for operand in operands]
+
+
+def _affine(step: Step, operands: Sequence[Band | Tensor | None]) -> list[Band]:
+    operator = step.operator
+    if not isinstance(operator, Affine | Product):
+        raise TypeError(f"{operator} has no spread")
+    count = next(len(operand.left) for operand in operands if isinstance(operand, Band))
+    # One call for the two ends and for a third point whose distance from the first is the offset.
+    stacked = [
+        torch.cat([operand.left, operand.right, operand.left + operand.offset])
+        if isinstance(operand, Band)
+        else operand
+        for operand in operands
+    ]
+    points = operator.forward(*stacked)
+    radii = operator.spread(step.live, *_part(operands, "radius"))
+    bands = []
+    for point, radius in zip(points, radii, strict=True):
+        left, right, moved = point[:count], point[count : 2 * count], point[2 * count :]
+        bands.append(Band(left, right, moved - left, radius))
+    return bands
+
+
+def _piecewise_linear(step: Step, operands: Sequence[Band | Tensor | None]) -> Band:
+    """Exact range of value minus chord for an elementwise piecewise-linear function.
+
+    For an input within ``[lower, upper]`` of its chord, the extremes lie where the shifted chord meets a
+    knot or at the window's ends, at an end of the input's range or at a knot inside it.
+    """
+    operator, band = step.operator, operands[0]
+    if not isinstance(operator, PiecewiseLinear) or not isinstance(band, Band):
+        raise TypeError(f"{operator} is not piecewise linear")
+    rest = [operand if isinstance(operand, Tensor) else None for operand in operands[1:]]
+
+    def function(x: Tensor) -> Tensor:
+        return operator.forward(x, *rest)[0]
+
+    start, end = function(band.left), function(band.right)
+    lower, upper = band.lower, band.upper
+    length = band.right - band.left
+    knots = operator.knots(band.left, *rest)
+    places: list[Tensor | float] = [0.0, 1.0]
+    for knot in knots:
+        for shift in (lower, upper):
+            place = (knot - shift - band.left) / length
+            places.append(torch.nan_to_num(place, nan=0.0).clamp_(0.0, 1.0))
+    least = torch.full_like(start, torch.inf)
+    most = torch.full_like(start, -torch.inf)
+    for place in places:
+        chord = band.left + length * place
+        chord_out = start + (end - start) * place
+        low, high = chord + lower, chord + upper
+        for point in (low, high, *(torch.clamp(torch.as_tensor(knot).to(low), low, high) for knot in knots)):
+            value = function(point) - chord_out
+            least, most = torch.minimum(least, value), torch.maximum(most, value)
+    return Band.between(start, end, least, most)
+
+
+def _maximum(step: Step, operands: Sequence[Band | Tensor | None]) -> Band:
+    """Range of value minus chord of a maximum: below the chord by at most the bump of the two winners."""
+    operator = step.operator
+    if not isinstance(operator, Maximum):
+        raise TypeError(f"{operator} is not a maximum")
+    left, right = _part(operands, "left"), _part(operands, "right")
+    start, end = operator.forward(*left)[0], operator.forward(*right)[0]
+    first, last = operator.argmax(*left), operator.argmax(*right)
+    sign = operator.sign
+    behind_right = sign * (end - operator.pick(first, *right))
+    behind_left = sign * (start - operator.pick(last, *left))
+    total = behind_right + behind_left
+    bump = torch.where(total > 0, behind_right * behind_left / total, torch.zeros_like(total))
+    lower, upper = _deviations(operands, "lower"), _deviations(operands, "upper")
+    if sign > 0:
+        least = torch.minimum(operator.pick(first, *lower), operator.pick(last, *lower)) - bump
+        return Band.between(start, end, least, operator.forward(*upper)[0])
+    most = torch.maximum(operator.pick(first, *upper), operator.pick(last, *upper)) + bump
+    return Band.between(start, end, operator.forward(*lower)[0], most)
+
+
+def _deviations(operands: Sequence[Band | Tensor | None], name: str) -> list[Tensor | None]:
+    """Bounds of value minus chord; constants do not deviate."""
+    return [
+        getattr(operand, name)
+        if isinstance(operand, Band)
+        else None
+        if operand is None
+        else torch.zeros_like(operand)
+        if operand.is_floating_point()
+        else operand
+        for operand in operands
+    ]

@@ -1,0 +1,131 @@
+"""Selection events: which points of a line select what was observed.
+
+An event reads values of a program at breakpoints and says on which part of each piece it holds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selkit.inference.intervals import EMPTY, Intervals, as_intervals
+from selkit.inference.line import Trace
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a trace says about an event.
+
+    Attributes
+    ----------
+    included, excluded
+        Where the event surely holds, and where it surely does not. What both leave out is open.
+    """
+
+    included: Intervals
+    excluded: Intervals
+
+
+class Event(ABC):
+    """A set of z, told from values of a program along the line."""
+
+    @abstractmethod
+    def settle(self, trace: Trace, tolerance: float = 0.0) -> Settled:
+        """Return where the event holds on a trace whose values are right up to ``tolerance``."""
+
+
+@dataclass(frozen=True, eq=False)
+class SignEvent(Event):
+    """All margins have the signs that were observed: an element is in the region where its margin is positive.
+
+    Attributes
+    ----------
+    value
+        Name of the program's output with the margins.
+    index
+        Which elements matter (those that the mask leaves), int64, flat.
+    positive
+        Whether each of them was observed above zero, boolean.
+    """
+
+    value: str
+    index: Tensor
+    positive: Tensor
+
+    def signed(self, trace: Trace) -> Tensor:
+        """Margins times their observed signs, of shape (K, elements): the event holds where all are >= 0."""
+        margin = trace.values[self.value].flatten(1)
+        if margin.shape[1] != len(self.index):
+            margin = margin.index_select(1, self.index)
+        return torch.where(self.positive, margin, -margin)
+
+    def settle(self, trace: Trace, tolerance: float = 0.0) -> Settled:
+        """Return where every margin keeps its sign.
+
+        On a piece each margin is a line: one that is wrong at both ends is wrong in between, and the others
+        bound the part of the piece where all are right.
+        """
+        margin = self.signed(trace)
+        wrong = self._wrong(margin, tolerance)
+        joined = trace.joined
+        dead = (wrong[1:] & wrong[:-1]).any(1) & joined
+        z = trace.z
+        alive = (~dead & joined).nonzero(as_tuple=True)[0]
+        excluded = [_runs(z, dead)]
+        included: list[Intervals] = []
+        if len(alive):
+            left, right = margin[alive].to(torch.float64), margin[alive + 1].to(torch.float64)
+            inner = _positive_part(left, right, tolerance)
+            included.append(_stretch(inner, z[alive], z[alive + 1]))
+            outer = _positive_part(left, right, -tolerance)
+            low, high = z[alive], z[alive + 1]
+            excluded.append(_stretch(torch.stack([torch.zeros_like(outer[:, 0]), outer[:, 0]], 1), low, high))
+            excluded.append(_stretch(torch.stack([outer[:, 1], torch.ones_like(outer[:, 1])], 1), low, high))
+        return Settled(
+            as_intervals(np.concatenate(included)) if included else EMPTY,
+            _closure(np.concatenate(excluded)),
+        )
+
+    def _wrong(self, margin: Tensor, tolerance: float) -> Tensor:
+        """Where an element surely has the other sign; zero is not above zero."""
+        if tolerance > 0:
+            return margin < -tolerance
+        return (margin < 0) | (self.positive & (margin == 0))
+
+
+def _positive_part(left: Tensor, right: Tensor, offset: float) -> Tensor:
+    """Part of [0, 1] where all lines from ``left`` to ``right`` are at least ``offset``: shape (pieces, 2)."""
+    left, right = left - offset, right - offset
+    rising, falling = (left < 0) & (right > 0), (left > 0) & (right < 0)
+    # A line that is below at one end and on the level at the other only touches it.
+    down, up = (left < 0) & (right <= 0), (left <= 0) & (right < 0)
+    place = left / (left - right)
+    lower = torch.where(rising, place, torch.zeros_like(place)).amax(1)
+    upper = torch.where(falling, place, torch.ones_like(place)).amin(1)
+    never = (down | up).any(1) | (lower > upper)
+    lower, upper = lower.masked_fill(never, 1.0), upper.masked_fill(never, 0.0)
+    return torch.stack([lower, upper], 1)
+
+
+def _stretch(part: Tensor, low: Tensor, high: Tensor) -> Intervals:
+    """Map parts of [0, 1] onto their pieces; empty ones vanish."""
+    keep = part[:, 0] < part[:, 1]
+    part, low, high = part[keep], low[keep], high[keep]
+    ends = low[:, None] + (high - low)[:, None] * part
+    ends = torch.where(part == 1, high[:, None], ends)
+    rows: Intervals = ends.cpu().numpy()
+    return rows
+
+
+def _runs(z: Tensor, pieces: Tensor) -> Intervals:
+    """Return the pieces marked in ``pieces``, neighbours merged."""
+    chosen = pieces.nonzero(as_tuple=True)[0]
+    return as_intervals(torch.stack([z[chosen], z[chosen + 1]], 1).cpu().numpy())
+
+
+def _closure(rows: Intervals) -> Intervals:
+    return as_intervals(rows)

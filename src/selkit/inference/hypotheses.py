@@ -1,0 +1,190 @@
+"""What is tested about a region: a contrast of the input that depends on the region alone.
+
+Your own hypothesis is a subclass of :class:`Hypothesis` with a method :meth:`~Hypothesis.contrast`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
+
+from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError
+from selkit.inference.postprocess import PostProcess
+
+Region = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A linear function of the input whose value is tested.
+
+    Attributes
+    ----------
+    eta
+        Weights, of the input's shape.
+    compared
+        The pixels that the region is compared with, of the region's shape; ``None`` if there are none.
+    against_reference
+        Whether the contrast is taken of the input minus a reference with the same, independent noise.
+    """
+
+    eta: NDArray[np.float64]
+    compared: Region | None = None
+    against_reference: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis(ABC):
+    """Which region a model selects, and which contrast of the input is tested on it.
+
+    Parameters
+    ----------
+    threshold
+        The region of interest is where the score map is above this value.
+    i_idx
+        Index of the model's input that is tested; the other inputs are held fixed.
+    o_idx
+        Index of the model's output that is the score map.
+    post_process
+        Steps from the output to the score map, in order.
+    use_norm
+        Scale the score map to [0, 1] by its minimum and maximum before the threshold.
+    """
+
+    threshold: float = field(kw_only=False)
+    i_idx: int = 0
+    o_idx: int = 0
+    post_process: PostProcess | Sequence[PostProcess] = ()
+    use_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.threshold):
+            raise InvalidInputError(f"threshold is {self.threshold}; it must be finite")
+        if self.use_norm and not 0 <= self.threshold < 1:
+            raise InvalidInputError(f"threshold is {self.threshold}; with use_norm=True it must lie in [0, 1)")
+        steps = (self.post_process,) if isinstance(self.post_process, PostProcess) else tuple(self.post_process)
+        for step in steps:
+            if not isinstance(step, PostProcess):
+                raise InvalidTypeError(
+                    f"post_process contains {step!r}; give instances of selkit.inference.PostProcess, "
+                    "such as [InputDiff(), Abs()]"
+                )
+        object.__setattr__(self, "post_process", steps)
+
+    @property
+    def steps(self) -> tuple[PostProcess, ...]:
+        """The steps of post-processing, always a tuple."""
+        return (self.post_process,) if isinstance(self.post_process, PostProcess) else tuple(self.post_process)
+
+    @abstractmethod
+    def contrast(self, roi: Region, usable: Region, shape: tuple[int, ...]) -> Contrast:
+        """Return the contrast for an observed region.
+
+        Parameters
+        ----------
+        roi
+            The region, broadcastable to the input's shape; not empty.
+        usable
+            The pixels that the mask leaves, of the region's shape.
+        shape
+            The input's shape, with its batch axis of 1.
+
+        Raises
+        ------
+        NoHypothesisError
+            If the region leaves nothing to test.
+        """
+
+
+def mean_difference(first: Region, second: Region, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Weights of the mean over one region minus the mean over another, both broadcast to ``shape``."""
+    one, two = np.broadcast_to(first, shape), np.broadcast_to(second, shape)
+    return one / one.sum() - two / two.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackMeanDiff(Hypothesis):
+    """The mean inside the region minus the mean of everything outside it.
+
+    Parameters
+    ----------
+    threshold, i_idx, o_idx, post_process, use_norm
+        See :class:`Hypothesis`.
+
+    Examples
+    --------
+    >>> BackMeanDiff(threshold=0.5).threshold
+    0.5
+    """
+
+    def contrast(self, roi: Region, usable: Region, shape: tuple[int, ...]) -> Contrast:
+        """Compare the region with its complement."""
+        outside = ~roi & usable
+        if not outside.any():
+            raise NoHypothesisError(
+                "the region covers everything that the mask leaves, so there is no background to compare "
+                "with; raise the threshold or use ReferenceMeanDiff"
+            )
+        return Contrast(mean_difference(roi, outside, shape), outside)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighborMeanDiff(Hypothesis):
+    """The mean inside the region minus the mean of its neighbourhood.
+
+    Parameters
+    ----------
+    threshold, i_idx, o_idx, post_process, use_norm
+        See :class:`Hypothesis`.
+    neighborhood_range
+        How many pixels the neighbourhood reaches beyond the region, along every axis (diagonals included).
+
+    Examples
+    --------
+    >>> NeighborMeanDiff(threshold=0.5, neighborhood_range=2).neighborhood_range
+    2
+    """
+
+    neighborhood_range: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.neighborhood_range < 1:
+            raise InvalidInputError(f"neighborhood_range is {self.neighborhood_range}; it must be at least 1")
+
+    def contrast(self, roi: Region, usable: Region, shape: tuple[int, ...]) -> Contrast:
+        """Compare the region with the ring around it."""
+        side = 2 * self.neighborhood_range + 1
+        # Batch and channel axes have no neighbourhood; a map without them is all space.
+        spatial = max(roi.ndim - 2, 1)
+        size = (1,) * (roi.ndim - spatial) + (side,) * spatial
+        ring = maximum_filter(roi, size=size, mode="constant", cval=0).astype(bool) & ~roi & usable
+        if not ring.any():
+            raise NoHypothesisError(
+                "the region has no neighbourhood inside the mask; raise the threshold or neighborhood_range"
+            )
+        return Contrast(mean_difference(roi, ring, shape), ring)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceMeanDiff(Hypothesis):
+    """The mean inside the region minus the mean of the same region in a reference image.
+
+    The reference is given as ``inference((x, reference), ...)``; its noise is independent of the input's
+    and has the same covariance.
+
+    Parameters
+    ----------
+    threshold, i_idx, o_idx, post_process, use_norm
+        See :class:`Hypothesis`.
+    """
+
+    def contrast(self, roi: Region, usable: Region, shape: tuple[int, ...]) -> Contrast:
+        """Compare the region with itself in the reference."""
+        inside = np.broadcast_to(roi, shape)
+        return Contrast(inside / inside.sum(), None, against_reference=True)

@@ -1,0 +1,264 @@
+"""Follow a piecewise-linear program along a line ``x(z) = a + b z``, all at once.
+
+Between two neighbouring breakpoints every value of the program is linear in z, so its values at the
+breakpoints say everything (Sotoudeh & Thakur 2019, "Computing Linear Restrictions of Neural Networks").
+Affine operators are evaluated at the breakpoints; operators with knots and maxima first insert the
+breakpoints that they cause, where all values that are still needed are interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from selkit.graph.ops.base import Kind, Maximum, PiecewiseLinear
+from selkit.graph.program import Program, Step
+
+MERGE = 1e-13
+"""Crossings closer than this, as a fraction of their piece, are one breakpoint."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The points ``a + b z`` of input space.
+
+    Attributes
+    ----------
+    a, b
+        Tensors of the input's ONNX shape, float64.
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def at(self, z: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return the points at ``z`` of shape (K,) as a stack of shape (K, *input)."""
+        z = z.to(self.a.device, torch.float64).reshape(-1, *(1,) * self.a.ndim)
+        return (self.a + self.b * z).to(dtype)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Values at the breakpoints of a part of the line.
+
+    Attributes
+    ----------
+    z
+        Breakpoints, ascending, float64 of shape (K,).
+    joined
+        Whether the values are linear between each breakpoint and the next; False where one window ends and
+        another begins. Boolean of shape (K - 1,).
+    values
+        Tensors of shape (K, *value) by name.
+    """
+
+    z: Tensor
+    joined: Tensor
+    values: Mapping[str, Tensor]
+
+    def part(self, begin: int, end: int) -> Trace:
+        """Return breakpoints ``begin`` to ``end``, both included."""
+        values = {name: value[begin : end + 1] for name, value in self.values.items()}
+        return Trace(self.z[begin : end + 1], self.joined[begin:end], values)
+
+    def insert(self, pair: Tensor, weight: Tensor) -> Trace:
+        """Insert points between breakpoints ``pair`` and ``pair + 1``, all values interpolated.
+
+        Parameters
+        ----------
+        pair
+            int64 of shape (M,), ascending.
+        weight
+            Position in (0, 1), ascending within each pair; shape (M,).
+        """
+        count, extra = len(self.z), len(pair)
+        device = self.z.device
+        old = torch.arange(count, device=device)
+        old = old + torch.searchsorted(pair, old)
+        new = pair + 1 + torch.arange(extra, device=device)
+
+        def spread(value: Tensor) -> Tensor:
+            result = value.new_empty((count + extra, *value.shape[1:]))
+            result.index_copy_(0, old, value)
+            left = value.index_select(0, pair)
+            fraction = weight.to(value.dtype).reshape(-1, *(1,) * (value.ndim - 1))
+            result.index_copy_(0, new, left.lerp_(value.index_select(0, pair + 1), fraction))
+            return result
+
+        origin = torch.empty(count + extra, dtype=torch.int64, device=device)
+        origin[old] = torch.arange(count, device=device)
+        origin[new] = pair
+        values = {name: spread(value) for name, value in self.values.items()}
+        return Trace(spread(self.z), self.joined[origin[:-1]], values)
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Breakpoints to insert: between ``pair`` and ``pair + 1`` at ``weight``, both of shape (M,), sorted."""
+
+    pair: Tensor
+    weight: Tensor
+
+    @staticmethod
+    def of(pair: Tensor, weight: Tensor) -> Crossings:
+        """Sort crossings by place, and merge those at the same place."""
+        weight = weight.to(torch.float64)
+        inside = (weight > MERGE) & (weight < 1 - MERGE)
+        pair, weight = pair[inside], weight[inside]
+        order = torch.argsort(weight)
+        order = order[torch.argsort(pair[order], stable=True)]
+        pair, weight = pair[order], weight[order]
+        if len(pair) > 1:
+            same = (pair[1:] == pair[:-1]) & (weight[1:] - weight[:-1] <= MERGE)
+            keep = torch.cat([same.new_ones(1), ~same])
+            pair, weight = pair[keep], weight[keep]
+        return Crossings(pair, weight)
+
+    def __len__(self) -> int:
+        return len(self.pair)
+
+
+def knot_crossings(step: Step, operands: Sequence[Tensor | None], joined: Tensor) -> Crossings:
+    """Where the elements of a piecewise-linear operator's input pass one of its knots."""
+    operator = step.operator
+    if not isinstance(operator, PiecewiseLinear) or operands[0] is None:
+        raise TypeError(f"{step.operator} is not piecewise linear")
+    value = operands[0]
+    pairs, weights = [], []
+    for knot in operator.knots(*operands):
+        side = torch.sign(value - knot)
+        passed = (side[1:] * side[:-1] < 0) & joined.reshape(-1, *(1,) * (value.ndim - 1))
+        index = passed.nonzero(as_tuple=True)
+        if not len(index[0]):
+            continue
+        level = torch.broadcast_to(torch.as_tensor(knot, dtype=value.dtype, device=value.device), value.shape)
+        before = (value[:-1][index] - level[:-1][index]).to(torch.float64)
+        after = (value[1:][index] - level[1:][index]).to(torch.float64)
+        pairs.append(index[0])
+        weights.append(before / (before - after))
+    return _gather(pairs, weights, joined)
+
+
+def winner_crossings(step: Step, operands: Sequence[Tensor | None], joined: Tensor, size: int) -> Crossings:
+    """Where the winner of a maximum changes to the one at the next breakpoint.
+
+    If one candidate wins at both ends it does in between: a maximum of lines is convex. Else the lines of
+    the two winners meet in between; there a third one may win, so the caller looks again.
+    """
+    operator = step.operator
+    if not isinstance(operator, Maximum):
+        raise TypeError(f"{step.operator} is not a maximum")
+    left = [_stacked(value, slice(None, -1), size) for value in operands]
+    right = [_stacked(value, slice(1, None), size) for value in operands]
+    winner = operator.argmax(*operands)
+    mask = (winner[1:] != winner[:-1]) & joined.reshape(-1, *(1,) * (winner.ndim - 1))
+    if not mask.any():
+        return _gather([], [], joined)
+    sign = operator.sign
+    left_lead = sign * (operator.pick(winner[:-1], *left) - operator.pick(winner[1:], *left))[mask]
+    right_lead = sign * (operator.pick(winner[1:], *right) - operator.pick(winner[:-1], *right))[mask]
+    left_lead, right_lead = left_lead.to(torch.float64), right_lead.to(torch.float64)
+    meet = (left_lead > 0) & (right_lead > 0)
+    pair = mask.nonzero(as_tuple=True)[0]
+    return _gather([pair[meet]], [left_lead[meet] / (left_lead[meet] + right_lead[meet])], joined)
+
+
+def _stacked(value: Tensor | None, rows: slice, size: int) -> Tensor | None:
+    """Some rows of a live value; a constant (one row) as it is."""
+    return value if value is None or value.shape[0] != size or size == 1 else value[rows]
+
+
+def _gather(pairs: list[Tensor], weights: list[Tensor], joined: Tensor) -> Crossings:
+    if not pairs:
+        nothing = torch.empty(0, dtype=torch.int64, device=joined.device)
+        return Crossings(nothing, nothing.to(torch.float64))
+    return Crossings.of(torch.cat(pairs), torch.cat(weights))
+
+
+class Follower:
+    """Follow a program along a line, in stacks of bounded size.
+
+    Parameters
+    ----------
+    program
+        What to follow; every step is constant, affine, piecewise linear or a maximum.
+    limit
+        Breakpoints held at once. A stack that would outgrow it is cut, and its parts are followed one
+        after the other from where they are, so that memory depends on this number and not on the line.
+    """
+
+    def __init__(self, program: Program, limit: int = 256) -> None:
+        self.program = program
+        self.limit = max(int(limit), 2)
+        self.name, self.shape = next(iter(program.inputs.items()))
+
+    def follow(self, line: Line, windows: Sequence[tuple[float, float]]) -> Iterator[Trace]:
+        """Yield the outputs at the breakpoints of each window, in parts from left to right.
+
+        Parameters
+        ----------
+        line
+            The line to follow.
+        windows
+            Pairs ``(lower, upper)``, finite, ascending and apart.
+        """
+        dtype = self.program.dtype
+        ends = torch.tensor([end for window in windows for end in window], dtype=torch.float64)
+        z = ends.to(line.a.device)
+        joined = torch.arange(len(z) - 1, device=z.device) % 2 == 0
+        yield from self._run(Trace(z, joined, {self.name: line.at(z, dtype)}), 0)
+
+    def _run(self, trace: Trace, start: int) -> Iterator[Trace]:
+        for index in range(start, len(self.program.steps)):
+            step = self.program.steps[index]
+            if step.kind in (Kind.PIECEWISE_LINEAR, Kind.MAXIMUM):
+                while len(found := self._crossings(step, trace)):
+                    parts = self._parts(trace, found)
+                    if len(parts) > 1:
+                        for part in parts:
+                            yield from self._run(part, index)
+                        return
+                    trace = trace.insert(found.pair, found.weight)
+                    if step.kind is Kind.PIECEWISE_LINEAR:
+                        break
+            trace = self._apply(step, trace)
+        yield replace(trace, values={name: trace.values[name] for name in self.program.outputs})
+
+    def _operands(self, step: Step, trace: Trace) -> list[Tensor | None]:
+        constants = self.program.constants
+        return [
+            None if not name else trace.values[name] if name in trace.values else constants[name]
+            for name in step.inputs
+        ]
+
+    def _crossings(self, step: Step, trace: Trace) -> Crossings:
+        operands = self._operands(step, trace)
+        if step.kind is Kind.MAXIMUM:
+            return winner_crossings(step, operands, trace.joined, len(trace.z))
+        return knot_crossings(step, operands, trace.joined)
+
+    def _apply(self, step: Step, trace: Trace) -> Trace:
+        results = step.operator.forward(*self._operands(step, trace))
+        values = dict(trace.values)
+        values.update((name, value) for name, value in zip(step.outputs, results, strict=False) if name)
+        for name in step.release:
+            values.pop(name, None)
+        return replace(trace, values=values)
+
+    def _parts(self, trace: Trace, found: Crossings) -> list[Trace]:
+        """Cut a trace so that no part outgrows the limit once ``found`` is inserted."""
+        count = len(trace.z)
+        if count + len(found) <= self.limit or count == 2:
+            return [trace]
+        inserted = torch.bincount(found.pair, minlength=count - 1)
+        room = torch.cumsum(inserted + 1, 0).tolist()
+        parts, begin, used = [], 0, 0
+        for pair in range(count - 1):
+            if pair > begin and room[pair] - used + 1 > self.limit:
+                parts.append(trace.part(begin, pair))
+                begin, used = pair, room[pair - 1]
+        parts.append(trace.part(begin, count - 1))
+        return [part for part in parts if bool(part.joined.any())]

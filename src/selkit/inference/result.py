@@ -1,0 +1,132 @@
+"""What a test of a region returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selkit.inference.intervals import Intervals
+from selkit.inference.truncated import (
+    LINE,
+    Alternative,
+    Distribution,
+    confidence_interval,
+    maximum_likelihood,
+    median_unbiased,
+    p_value,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RoiResult:
+    """A selective test of one region.
+
+    Attributes
+    ----------
+    stat
+        The contrast of the input divided by its standard deviation: standard normal under the null, before
+        selection.
+    p_value
+        Selective p-value, given the part of the line that was searched.
+    inf_p, sup_p
+        Bounds that contain the p-value of the full truncation set, whatever the unsearched part holds.
+    truncated_intervals
+        Where on the line the observed region is selected; float64 of shape (n, 2), sorted, disjoint.
+    searched_intervals
+        The part of the line that was searched; same form.
+    output
+        The model's output (that with index ``o_idx``).
+    score_map
+        After post-processing and normalization.
+    roi, non_roi
+        The region and what it is compared with (``None`` for a reference image); boolean, axes of length
+        one removed.
+    alternative
+        As in scipy.
+    scale
+        Standard deviation of the contrast: ``stat * scale`` is the contrast in the input's units.
+    exact
+        Whether the truncation set is exact on ``searched_intervals``, up to rounding.
+    windows
+        How many windows of the line were looked at.
+    distribution
+        Null distribution of the statistic before selection.
+    """
+
+    stat: float
+    p_value: float
+    inf_p: float
+    sup_p: float
+    truncated_intervals: Intervals
+    searched_intervals: Intervals
+    output: NDArray[np.float64]
+    score_map: NDArray[np.float64]
+    roi: NDArray[np.bool_]
+    non_roi: NDArray[np.bool_] | None
+    alternative: Alternative
+    scale: float
+    exact: bool
+    windows: int
+    distribution: Distribution
+
+    def naive_p_value(self) -> float:
+        """The p-value of a test that ignores that the data chose the region; it is too small."""
+        return p_value(self.distribution, self.stat, LINE, self.alternative)
+
+    def bonferroni_p_value(self, log_num_comparisons: float | None = None) -> float:
+        """The naive p-value times the number of regions that could have been chosen.
+
+        Parameters
+        ----------
+        log_num_comparisons
+            Logarithm of that number; by default that of all subsets of the score map's pixels.
+        """
+        count = self.score_map.size * np.log(2.0) if log_num_comparisons is None else log_num_comparisons
+        naive = self.naive_p_value()
+        return float(min(1.0, np.exp(min(0.0, np.log(naive) + count)))) if naive > 0 else 0.0
+
+    def confidence_interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Selective confidence interval of the contrast, in the input's units.
+
+        It is that of the truncation set found so far: use ``inference_mode="exhaustive"`` where its exact
+        level matters.
+        """
+        lower, upper = confidence_interval(self.stat, self.truncated_intervals, confidence)
+        return lower * self.scale, upper * self.scale
+
+    def estimate(self, method: str = "median") -> float:
+        """Selective point estimate of the contrast, in the input's units.
+
+        Parameters
+        ----------
+        method
+            "median" for the median-unbiased estimate, "likelihood" for the maximum of the likelihood.
+        """
+        from selkit.errors import InvalidInputError
+
+        if method not in ("median", "likelihood"):
+            raise InvalidInputError(f"method is {method!r}; it must be 'median' or 'likelihood'")
+        solve = median_unbiased if method == "median" else maximum_likelihood
+        return solve(self.stat, self.truncated_intervals) * self.scale
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the result as a flat dictionary, for a table."""
+        return {
+            "stat": self.stat,
+            "p_value": self.p_value,
+            "inf_p": self.inf_p,
+            "sup_p": self.sup_p,
+            "naive_p_value": self.naive_p_value(),
+            "roi_size": int(self.roi.sum()),
+            "windows": self.windows,
+            "exact": self.exact,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"stat {self.stat:.4f}, selective p-value {self.p_value:.4g} in [{self.inf_p:.4g}, "
+            f"{self.sup_p:.4g}], naive {self.naive_p_value():.4g}, region of {int(self.roi.sum())} pixels"
+        )

@@ -1,0 +1,159 @@
+"""Which part of the line to look at next, and when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from selkit.errors import InvalidInputError
+from selkit.inference.events import Settled
+from selkit.inference.intervals import EMPTY, Intervals, around, complement, intersection, union
+from selkit.inference.truncated import Alternative, Distribution, log_mass, p_value, p_value_bounds
+
+InferenceMode = Literal["parametric", "decision", "exhaustive", "over_conditioning"]
+MODES: tuple[InferenceMode, ...] = get_args(InferenceMode)
+
+REACH = 10.0
+"""How far beyond the statistic and zero an exhaustive search goes, in standard deviations."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When a search has seen enough.
+
+    Attributes
+    ----------
+    mode
+        "parametric": the bounds of the p-value are closer than ``precision``; "decision": they lie on one
+        side of ``significance_level``; "exhaustive": everything within ten standard deviations of the
+        statistic and of zero is searched; "over_conditioning": the linear piece of the observation alone.
+    precision
+        Largest difference of the bounds.
+    significance_level
+        Level of the test.
+    """
+
+    mode: InferenceMode = "parametric"
+    precision: float = 1e-3
+    significance_level: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InvalidInputError(f"inference_mode is {self.mode!r}; it must be one of {', '.join(MODES)}")
+        if not 0 < self.precision < 1:
+            raise InvalidInputError(f"precision is {self.precision}; it must lie in (0, 1)")
+        if not 0 < self.significance_level < 1:
+            raise InvalidInputError(f"significance_level is {self.significance_level}; it must lie in (0, 1)")
+
+    def reached(self, lower: float, upper: float) -> bool:
+        """Whether bounds of the p-value are good enough."""
+        if self.mode == "decision":
+            return upper <= self.significance_level or lower > self.significance_level
+        return self.mode == "parametric" and upper - lower < self.precision
+
+
+class Search:
+    """What is known of a truncation set, and what to look at next.
+
+    Parameters
+    ----------
+    distribution
+        Of the statistic, before truncation.
+    stat
+        The observed statistic.
+    alternative
+        Of the test.
+    goal
+        When to stop.
+    """
+
+    def __init__(
+        self, distribution: Distribution, stat: float, alternative: Alternative, goal: Goal
+    ) -> None:
+        self.distribution, self.stat, self.alternative, self.goal = distribution, stat, alternative, goal
+        self.included: Intervals = EMPTY
+        self.searched: Intervals = EMPTY
+        self.domain: Intervals = distribution.support
+        if goal.mode == "exhaustive":
+            ends = np.array([[min(stat, 0.0) - REACH, max(stat, 0.0) + REACH]])
+            self.domain = intersection(ends, distribution.support)
+        self.center = float(np.clip(getattr(distribution, "mean", 0.0), *distribution.support[0]))
+
+    def record(self, settled: Settled) -> None:
+        """Add what has become known."""
+        self.included = union(self.included, settled.included)
+        self.searched = union(self.searched, settled.included, settled.excluded)
+
+    def bounds(self) -> tuple[float, float]:
+        """Bounds of the p-value by what is known."""
+        return p_value_bounds(self.distribution, self.stat, self.included, self.searched, self.alternative)
+
+    def p_value(self) -> float:
+        """The p-value if nothing more is included."""
+        return p_value(self.distribution, self.stat, self.included, self.alternative)
+
+    def finished(self) -> bool:
+        """Whether the goal is reached, or nothing is left to search."""
+        if not len(self.searched):
+            return False
+        return self.goal.reached(*self.bounds()) or not len(complement(self.searched, self.domain))
+
+    def propose(self, width: float, count: int) -> list[tuple[float, float]]:
+        """Return up to ``count`` windows of about ``width`` that can change the p-value most, ascending.
+
+        Until both ends of the interval around the statistic are known, windows lie at its ends. Then they
+        are taken by what they can change: mass on one side of the statistic counts as much as the other
+        side is known to weigh.
+        """
+        home = around(self.included, self.stat)
+        if home is None:
+            gaps = complement(self.searched, self.domain)
+            return self._cut(gaps, self.stat, width, count) if len(gaps) else []
+        frontier = around(self.searched, self.stat) or home
+        ends = []
+        if home[0] <= frontier[0] and home[0] > self.domain[0, 0]:
+            ends.append((home[0] - width, home[0]))
+        if home[1] >= frontier[1] and home[1] < self.domain[-1, 1]:
+            ends.append((home[1], home[1] + width))
+        if ends:
+            rows = intersection(complement(self.searched, self.domain), np.array(ends))
+            return [(float(low), float(high)) for low, high in rows]
+        return self._cut(complement(self.searched, self.domain), self.center, width, count)
+
+    def _cut(self, gaps: Intervals, center: float, width: float, count: int) -> list[tuple[float, float]]:
+        """Cut gaps into windows, outwards from ``center``, and keep those that matter most."""
+        windows: list[tuple[float, float]] = []
+        for low, high in gaps:
+            anchor = float(np.clip(center, low, high))
+            for step in range(count):
+                begin = anchor + step * width
+                if begin >= high:
+                    break
+                # A rest shorter than a tenth of a window joins it, so that no slivers remain.
+                end = high if begin + 1.1 * width >= high else begin + width
+                windows.append((begin, float(end)))
+                if end == high:
+                    break
+            for step in range(count):
+                end = anchor - step * width
+                if end <= low:
+                    break
+                begin = low if end - 1.1 * width <= low else end - width
+                windows.append((float(begin), end))
+                if begin == low:
+                    break
+        if not windows:
+            return []
+        weight = self._weight(np.array(windows))
+        best = np.argsort(-weight, kind="stable")[:count]
+        return sorted(windows[index] for index in best)
+
+    def _weight(self, windows: Intervals) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Logarithm of how much each window can move the p-value."""
+        left = log_mass(self.distribution, intersection(self.included, np.array([[-np.inf, self.stat]])))
+        right = log_mass(self.distribution, intersection(self.included, np.array([[self.stat, np.inf]])))
+        other = np.where(windows[:, 1] <= self.stat, right, left)
+        other = np.where(np.isfinite(other), other, min(left, right) if np.isfinite(left + right) else -700.0)
+        return np.asarray(self.distribution.log_mass(windows) + other)
