@@ -57,8 +57,8 @@ def takes_whole_batch(source: Source, batch: Any, inputs: Any) -> bool:
         return True
     raise InvalidInputError(
         "the model does not give one row for each sample, neither for the batch's input "
-        f"({first or f'{alone} rows for {size}'}) nor for the whole batch ({second or f'{whole} rows for {rows}'}); "
-        "input_key= says which entry of the batch is the input"
+        f"({first or f'{alone} rows for {size}'}) nor for the whole batch "
+        f"({second or f'{whole} rows for {rows}'}); input_key= says which entry is the input"
     ) from (first or second)
 
 

@@ -133,7 +133,7 @@ def _value_name(proto: onnx.ModelProto, layer: str | None, want: Want) -> str:
             raise InvalidInputError(
                 f"the model has the outputs {outputs}; say which is the embedding: layer="
             )
-        return outputs[0]
+        return str(outputs[0])
     values = {name for node in proto.graph.node for name in node.output if name} | set(outputs)
     if layer not in values:
         near = difflib.get_close_matches(layer, values, n=5, cutoff=0.3)

@@ -103,7 +103,7 @@ class TorchSource:
         self.model, self.want, self.layer, self.pool = model, want, layer, pool
         self._call: Callable[[Any], Any] = model
         if layer is not None:
-            self._layer = _find_layer(model, layer)
+            self._layer: nn.Module = _find_layer(model, layer)
         elif want == "embedding":
             if not callable(getattr(model, "embed", None)):
                 raise InvalidInputError(
@@ -153,7 +153,8 @@ class TorchSource:
             handle.remove()
         if len(caught) != 1:
             raise InvalidInputError(
-                f"layer {self.layer!r} ran {len(caught)} times in one forward pass; name a layer that runs once"
+                f"layer {self.layer!r} ran {len(caught)} times in one forward pass; "
+                "name a layer that runs once"
             )
         output = caught[0]
         return output[0] if isinstance(output, (tuple, list)) and len(output) == 1 else output
@@ -162,7 +163,8 @@ class TorchSource:
 def _find_layer(model: nn.Module, layer: str) -> nn.Module:
     modules = dict(model.named_modules())
     if layer in modules:
-        return modules[layer]
+        found: nn.Module = modules[layer]
+        return found
     near = difflib.get_close_matches(layer, modules, n=5, cutoff=0.3) or list(modules)[1:6]
     raise InvalidInputError(
         f"{type(model).__name__} has no layer {layer!r}; near it are {near}. "

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.logits import EnergyScore, LogitScore
-from selkit.scores.neighbors import EuclideanScore, KNNScore
+from selkit.scores.neighbors import CosineScore, EuclideanScore, KNNScore, MahalanobisScore
+from selkit.scores.pca import PCAScore, TensorPCA
 
-__all__ = ["EnergyScore", "EuclideanScore", "KNNScore", "LogitScore", "UncertaintyScore"]
+__all__ = [
+    "CosineScore",
+    "EnergyScore",
+    "EuclideanScore",
+    "KNNScore",
+    "LogitScore",
+    "MahalanobisScore",
+    "PCAScore",
+    "TensorPCA",
+    "UncertaintyScore",
+]

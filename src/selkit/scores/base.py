@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,20 +15,11 @@ from selkit.embeddings.batches import Key
 from selkit.embeddings.extract import extract as extract_features
 from selkit.embeddings.sources import Pool, Want, check_rows, source_of
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
+from selkit.scores.data import FitData, Given, checked, from_loaders, only_one, unpacked
 from selkit.scores.estimator import OutlierEstimator
 from selkit.scores.state import Stateful
-from selkit.utils.arrays import ArrayLike, as_labels, as_matrix, as_tensor, as_vector, check_fraction
-
-
-@dataclass
-class FitData:
-    """References and calibration samples, with their labels where there are some."""
-
-    X: Tensor | None = None
-    y: Tensor | None = None
-    Y: Tensor | None = None
-    y_cal: Tensor | None = None
-    model: Any = field(default=None, repr=False)
+from selkit.utils.arrays import ArrayLike, as_matrix, as_vector, check_fraction
+from selkit.utils.precision import full_precision
 
 
 class UncertaintyScore(OutlierEstimator, Stateful):
@@ -85,6 +75,12 @@ class UncertaintyScore(OutlierEstimator, Stateful):
     def _check(self, values: object, name: str) -> Tensor:
         """Queries or references as a tensor, or an error that says what is wrong."""
         return as_matrix(values, name)
+
+    def _check_references(self, values: object) -> Tensor:
+        return self._check(values, "X")
+
+    def _from_model(self, given: Given, model: Any, loaders: Any, options: dict[str, Any]) -> Given:
+        return from_loaders(given, model, loaders, self.feature, labels=self.needs_labels, options=options)
 
     # public
 
@@ -154,15 +150,11 @@ class UncertaintyScore(OutlierEstimator, Stateful):
         InvalidInputError
             For NaN, infinite or empty data, another width in ``Y`` than in ``X``, or both ways at once.
         """
-        data = self._gather(
-            X if ref is None else _only_one(ref, X, "ref", "X"),
-            labels if y is None else _only_one(y, labels, "y", "labels"),
-            Y if cal is None else _only_one(cal, Y, "cal", "Y"),
-            y_cal,
-            model,
-            loaders,
-            {"layer": layer, "pool": pool, "input_key": input_key, "target_key": target_key, "cache": cache},
-        )
+        given = Given(only_one(X=X, ref=ref), only_one(y=y, labels=labels), only_one(Y=Y, cal=cal), y_cal)
+        if model is not None or loaders is not None:
+            options = {"input_key": input_key, "target_key": target_key, "cache": cache}
+            given = self._from_model(given, model, loaders, {"layer": layer, "pool": pool, **options})
+        data = checked(given, self.feature, self._check_references, self._check)
         self._forget()
         self._where = {"layer": layer, "pool": pool}
         self._fit_data(data, q)
@@ -271,10 +263,7 @@ class UncertaintyScore(OutlierEstimator, Stateful):
             Before :meth:`fit`, or without a threshold.
         """
         self._check_fitted()
-        if self.threshold is None:
-            raise NotFittedError(
-                f"{type(self).__name__} has no threshold yet: call set_threshold(q=...) or calibrate(...) first"
-            )
+        self._check_calibrated()
         score = self.score(query, model=model, loader=loader, input_key=input_key, cache=cache)
         return {"score": score, "selected": score <= self._threshold_for(score, groups)}
 
@@ -341,7 +330,7 @@ class UncertaintyScore(OutlierEstimator, Stateful):
 
     def _score_chunked(self, query: Tensor, labels: Tensor | None, name: str) -> Tensor:
         self._check_width(query, name)
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(query.device):
             return self._score(query)
 
     def _check_width(self, query: Tensor, name: str) -> None:
@@ -359,68 +348,7 @@ class UncertaintyScore(OutlierEstimator, Stateful):
         if query is None:
             options = {"input_key": input_key, "cache": cache, **self._where}
             query = extract_features(model, loader or (), self.feature, **options).values
-        values, _ = self._split(query, "query")
-        return self._check(values, "query")
-
-    def _split(self, values: Any, name: str) -> tuple[Any, Any]:
-        """Features and labels of an argument that may be a mapping."""
-        if not isinstance(values, Mapping):
-            return values, None
-        keys = ("embedding", "embeddings", "logits")
-        found = [key for key in keys if key in values]
-        if len(found) > 1:
-            found = [self.feature] if self.feature in found else found
-        if len(found) != 1:
-            raise InvalidInputError(
-                f"{name} is a mapping with the keys {list(values)}; one of {keys} is needed"
-            )
-        return values[found[0]], values.get("label", values.get("labels"))
-
-    def _gather(
-        self, X: Any, y: Any, Y: Any, y_cal: Any, model: Any, loaders: Any, options: dict[str, Any]
-    ) -> FitData:
-        if model is None and loaders is None:
-            (X, y_in), (Y, y_cal_in) = self._split(X, "X"), self._split(Y, "Y")
-            y, y_cal = y_in if y is None else y, y_cal_in if y_cal is None else y_cal
-        elif X is not None or Y is not None:
-            raise InvalidInputError("give either X= and Y=, or model= and loaders=, not both")
-        else:
-            X, y, Y, y_cal = self._gather_from_model(y, y_cal, model, loaders, options)
-        data = FitData(model=model)
-        data.X = None if X is None else self._check(X, "X")
-        data.Y = None if Y is None else self._check(Y, "Y")
-        if data.X is not None and data.Y is not None and data.X.shape[1:] != data.Y.shape[1:]:
-            raise InvalidInputError(
-                f"X and Y must have the same width; got {tuple(data.X.shape)} and {tuple(data.Y.shape)}"
-            )
-        data.y = None if y is None or data.X is None else _labels(y, "y", data.X)
-        data.y_cal = None if y_cal is None or data.Y is None else _labels(y_cal, "y_cal", data.Y)
-        return data
-
-    def _gather_from_model(
-        self, y: Any, y_cal: Any, model: Any, loaders: Any, options: dict[str, Any]
-    ) -> tuple[Any, Any, Any, Any]:
-        if model is None or loaders is None:
-            raise InvalidInputError("model= and loaders= belong together: loaders={'train': ..., 'val': ...}")
-        if not isinstance(loaders, Mapping):
-            raise InvalidTypeError(
-                f"loaders must be a mapping such as {{'train': ..., 'val': ...}}; got {type(loaders).__name__}"
-            )
-        unknown = set(loaders) - {"train", "val"}
-        if unknown or not loaders:
-            raise InvalidInputError(f"loaders may hold 'train' and 'val'; got {list(loaders)}")
-        found: dict[str, Any] = {}
-        for part, given in (("train", y), ("val", y_cal)):
-            if part in loaders:
-                wanted = self.needs_labels and given is None
-                found[part] = extract_features(model, loaders[part], self.feature, labels=wanted, **options)
-        train, val = found.get("train"), found.get("val")
-        return (
-            train.values if train else None,
-            train.labels if train and y is None else y,
-            val.values if val else None,
-            val.labels if val and y_cal is None else y_cal,
-        )
+        return self._check(unpacked(query, "query", self.feature)[0], "query")
 
     def _scores_for_threshold(self, scores: ArrayLike | None) -> np.ndarray[Any, np.dtype[np.float64]]:
         if scores is not None:
@@ -430,8 +358,8 @@ class UncertaintyScore(OutlierEstimator, Stateful):
             own = self._self_scores()
             if own is None:
                 raise NotFittedError(
-                    f"{type(self).__name__} has no calibration scores: fit with Y= (or loaders={{'val': ...}}), "
-                    "or give scores="
+                    f"{type(self).__name__} has no calibration scores: fit with Y= "
+                    "(or loaders={'train': ..., 'val': ...}), or give scores="
                 )
             self.calibration_scores = own
         return as_vector(self.calibration_scores, "scores", finite=False)
@@ -452,9 +380,14 @@ class UncertaintyScore(OutlierEstimator, Stateful):
         return rounded.to(buffers[0].device) if buffers else rounded
 
     def _threshold_for(self, score: Tensor, groups: ArrayLike | None) -> Tensor:
+        return self._check_calibrated().to(score.device)
+
+    def _check_calibrated(self) -> Tensor:
         if self.threshold is None:
-            raise NotFittedError(f"{type(self).__name__} has no threshold")
-        return self.threshold.to(score.device)
+            raise NotFittedError(
+                f"{type(self).__name__} has no threshold yet: call set_threshold(q=...) or calibrate(...)"
+            )
+        return self.threshold
 
     def _check_fitted(self) -> None:
         if not self.is_fitted:
@@ -468,21 +401,6 @@ class UncertaintyScore(OutlierEstimator, Stateful):
 
     def _set_extra(self, extra: dict[str, Any]) -> None:
         self._where = {"layer": extra.get("layer"), "pool": extra.get("pool")}
-
-
-def _only_one(first: Any, second: Any, name: str, other: str) -> Any:
-    if second is not None:
-        raise InvalidInputError(f"{name}= and {other}= are two names for one argument; give one of them")
-    return first
-
-
-def _labels(values: Any, name: str, rows: Tensor) -> Tensor:
-    tensor = as_tensor(values, name)
-    if tensor.is_floating_point() and tensor.ndim == 2 and tensor.shape[1] == rows.shape[1]:
-        raise InvalidInputError(
-            f"{name} must hold labels; got a matrix like X. Calibration embeddings are given by name: Y="
-        )
-    return as_labels(values, name, rows.shape[0])
 
 
 Stat = Literal["max", "mean", "median", "min"]

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from selkit.embeddings.sources import Want
 from selkit.errors import InvalidInputError, NotFittedError
-from selkit.scores.base import FitData, UncertaintyScore
+from selkit.scores.base import UncertaintyScore
+from selkit.scores.data import FitData
 from selkit.scores.tasks import TASKS, Canonical, Task, canonical, fit_temperature
 from selkit.utils.arrays import as_floating, as_tensor, check_finite
 

@@ -1,67 +1,234 @@
-"""Exact nearest neighbours, streamed over queries and references."""
+"""Exact nearest neighbours, streamed over queries and references.
+
+The squared distance is ``|r - c|^2 - 2 r.(q - c) + |q - c|^2 + 2 c.(q - c)`` with any fixed centre ``c``; the
+last two terms do not change which references are near. One matrix product gives the others for a block of
+references. The k smallest of a row lie in the k groups with the smallest minima, so all but a few entries
+are looked at once, by a minimum. A product in float32 is rounded: a few more candidates than k are kept,
+their distances are computed anew as sums of squared differences, and a bound on the rounding proves that
+none of the others is nearer; queries where it cannot are searched again in float64.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError
+from selkit.utils.precision import full_precision
 
-BLOCK = 64  # references whose distances are reduced to one minimum
-QUERIES = 1024
-REFERENCES = 8192
+GROUP = 64  # neighbouring columns that are reduced to one minimum
+ROWS = 1024  # queries in a block
+COLUMNS = 8192  # references in a block, at least
+ENTRIES = ROWS * COLUMNS
+SPARE = 8  # candidates kept beyond k
 
 
-def nearest(
-    query: Tensor, reference: Tensor, k: int, *, squared_norms: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The k nearest references of each query, by squared Euclidean distance.
+@dataclass(frozen=True)
+class References:
+    """Rows to search, which may lie in a memory-mapped file, and what one pass over them gives.
+
+    Attributes
+    ----------
+    rows
+        ``(N, D)``, a tensor or an array.
+    center
+        ``(D,)``, near the middle, so that norms, and with them rounding errors, are small.
+    norms
+        ``|r - c|^2``, ``(N,)``.
+    """
+
+    rows: Tensor | npt.NDArray[Any]
+    center: Tensor
+    norms: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor | npt.NDArray[Any]) -> References:
+        """Prepare rows for searching."""
+        first = _rows(rows, slice(0, COLUMNS))
+        center = first.mean(0)
+        norms = [
+            (_rows(rows, slice(at, at + COLUMNS)) - center).square().sum(1)
+            for at in range(0, rows.shape[0], COLUMNS)
+        ]
+        found = cls(rows, center, torch.cat(norms))
+        _check_range(found.norms, "X")
+        return found
+
+    def __len__(self) -> int:
+        return int(self.rows.shape[0])
+
+    def block(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Some rows and their norms, on the device and in the dtype of a tensor."""
+        rows = _rows(self.rows, slice(start, stop)).to(like)
+        if like.dtype is self.norms.dtype:
+            return rows, self.norms[start:stop].to(like.device)
+        return rows, (rows - self.center.to(like)).square().sum(1)
+
+    def take(self, index: Tensor, like: Tensor) -> Tensor:
+        """Rows by number; the shape of ``index`` and one more axis."""
+        if isinstance(self.rows, Tensor):
+            flat = self.rows.index_select(0, index.flatten().to(self.rows.device)).to(like)
+        else:
+            unique, inverse = np.unique(index.cpu().numpy(), return_inverse=True)
+            flat = _rows(self.rows, unique).to(like)[torch.from_numpy(inverse.ravel()).to(like.device)]
+        return flat.view(*index.shape, -1)
+
+
+def _rows(rows: Tensor | npt.NDArray[Any], which: slice | npt.NDArray[np.int64]) -> Tensor:
+    """Some rows as a tensor; rows of a file are read here, and nowhere else."""
+    part = rows[which]
+    return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, copy=True))
+
+
+def nearest(query: Tensor, references: References, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest references of each query by Euclidean distance.
 
     Parameters
     ----------
     query
-        Shape ``(Q, D)``.
-    reference
-        Shape ``(N, D)``, same dtype and device.
+        ``(Q, D)``, of the references' dtype; the search runs on its device.
+    references
+        What to search.
     k
-        Between 1 and N.
-    squared_norms
-        ``(reference ** 2).sum(1)``, if it is at hand.
+        Between 1 and the number of references.
 
     Returns
     -------
-    squared_distances, indices
-        Shape ``(Q, k)`` each, nearest first; equal distances in the order of the references.
+    distances, indices
+        ``(Q, k)`` each, nearest first. Of references at the same distance any may be named.
+
+    Raises
+    ------
+    InvalidInputError
+        For another ``k``.
     """
-    count = reference.shape[0]
-    if not 1 <= k <= count:
-        raise InvalidInputError(f"k must be between 1 and the number of references, {count}; got {k}")
-    norms = (reference * reference).sum(1) if squared_norms is None else squared_norms
-    parts = [_search(part, reference, norms, k) for part in torch.split(query, QUERIES)]
-    distances, indices = zip(*parts, strict=True)
-    return torch.cat(distances), torch.cat(indices)
+    if not 1 <= k <= len(references):
+        raise InvalidInputError(
+            f"{k} neighbours are asked for, but there are {len(references)} references; "
+            "lower k (or offset), or fit on more"
+        )
+    _check_range((query - references.center.to(query)).square().sum(1), "query")
+    with full_precision(query.device):
+        distances, index, proven = _search(query, references, k)
+        if query.dtype is not torch.float64 and not bool(proven.all()):
+            again = (~proven).nonzero()[:, 0]
+            exact, index[again], _ = _search(query[again].double(), references, k)
+            distances[again] = exact.to(distances.dtype)
+    return distances, index
 
 
-def _search(query: Tensor, reference: Tensor, norms: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    found = min(reference.shape[0], k + 8)  # some more, since these distances are rounded
-    values: list[Tensor] = []
-    indices: list[Tensor] = []
-    for start in range(0, reference.shape[0], REFERENCES):
-        block = reference[start : start + REFERENCES]
-        partial = torch.addmm(norms[start : start + REFERENCES], query, block.T, alpha=-2.0)
-        value, index = partial.topk(min(found, block.shape[0]), largest=False)
-        values.append(value)
-        indices.append(index + start)
-    _, order = torch.cat(values, 1).topk(found, largest=False)
-    index = torch.cat(indices, 1).gather(1, order)
-    return _refine(query, reference, index, k)
+def _search(query: Tensor, references: References, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances, indices, and for which queries it is proven that no nearer reference was missed."""
+    kept = min(len(references), k + SPARE)
+    center = references.center.to(query)
+    best = torch.full((len(query), kept), torch.inf, dtype=query.dtype, device=query.device)
+    index = torch.zeros((len(query), kept), dtype=torch.long, device=query.device)
+    largest = 0.0
+    columns = max(COLUMNS, ENTRIES // max(len(query), 1) // GROUP * GROUP)
+    columns = min(columns, -(-len(references) // GROUP) * GROUP)
+    buffer = query.new_empty(min(ROWS, len(query)) * columns)
+    for start in range(0, len(references), columns):
+        block, norms = references.block(start, min(start + columns, len(references)), query)
+        largest = max(largest, float(norms.max()))
+        for rows in _spans(len(query), ROWS):
+            products = _products(query[rows] - center, block, norms, buffer)
+            _merge(products, start, best[rows], index[rows])
+    return _refine(query, references, best, index, k=k, largest=largest)
 
 
-def _refine(query: Tensor, reference: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Distances as sums of squared differences, which are right even for near duplicates."""
-    index = index.sort(1).values  # a stable sort by distance then breaks ties by position
-    exact = torch.empty(index.shape, dtype=query.dtype, device=query.device)
-    for rows in torch.split(torch.arange(len(query), device=query.device), 256):
-        exact[rows] = (reference[index[rows]] - query[rows, None]).square().sum(2)
-    sorted_, order = exact.sort(dim=1, stable=True)
-    return sorted_[:, :k], index.gather(1, order[:, :k])
+def _check_range(squares: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(squares).all()):
+        raise InvalidInputError(
+            f"{name} holds numbers so large that their squares overflow {squares.dtype}; rescale them"
+        )
+
+
+def _spans(count: int, size: int) -> list[slice]:
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+
+
+def _products(shifted: Tensor, block: Tensor, norms: Tensor, buffer: Tensor) -> Tensor:
+    """``|r - c|^2 - 2 r.(q - c)``, in whole groups of columns; those beyond the references are infinite."""
+    width = len(norms)
+    padded = -(-width // GROUP) * GROUP
+    out = buffer[: len(shifted) * padded].view(len(shifted), padded)
+    if padded == width:
+        return torch.addmm(norms, shifted, block.T, alpha=-2.0, out=out)
+    out[:, :width] = torch.addmm(norms, shifted, block.T, alpha=-2.0)
+    out[:, width:] = torch.inf
+    return out
+
+
+def _merge(products: Tensor, start: int, best: Tensor, index: Tensor) -> None:
+    """Put the smallest products of a block among the best so far, in place."""
+    rows, kept = best.shape
+    groups = products.view(rows, -1, GROUP)
+    minima = groups.amin(2)
+    hits = (minima < best[:, -1:]).nonzero()
+    if len(hits) > rows * kept:  # the first block, or references in an unlucky order
+        values, where = _smallest(groups, minima, kept)
+    else:
+        values, where = _below(groups, hits, best[:, -1])
+    if not values.numel():
+        return
+    merged = torch.cat([best, values], 1)
+    chosen, order = merged.topk(kept, dim=1, largest=False)
+    index.copy_(torch.cat([index, where + start], 1).gather(1, order))
+    best.copy_(chosen)
+
+
+def _smallest(groups: Tensor, minima: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The smallest entries of each row: they lie in as many groups, those with the smallest minima."""
+    rows, number, size = groups.shape
+    taken = min(count, number)
+    group = minima.topk(taken, dim=1, largest=False, sorted=False).indices
+    first = torch.arange(rows, device=groups.device)[:, None] * number
+    entries = groups.reshape(-1, size).index_select(0, (first + group).flatten()).view(rows, -1)
+    values, at = entries.topk(min(count, taken * size), dim=1, largest=False, sorted=False)
+    return values, group.gather(1, at // size) * size + at % size
+
+
+def _below(groups: Tensor, hits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """All entries of the hit groups that are below their row's bound, filled up with infinity."""
+    rows, number, size = groups.shape
+    entries = groups.reshape(-1, size).index_select(0, hits[:, 0] * number + hits[:, 1])
+    found, column = (entries < bound[hits[:, 0], None]).nonzero(as_tuple=True)
+    row = hits[found, 0]  # ascending
+    counts = torch.bincount(row, minlength=rows)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    width = int(counts.max()) if len(row) else 0
+    values = entries.new_full((rows, width), torch.inf)
+    where = torch.zeros((rows, width), dtype=torch.long, device=row.device)
+    values[row, place] = entries[found, column]
+    where[row, place] = hits[found, 1] * size + column
+    return values, where
+
+
+def _refine(
+    query: Tensor, references: References, best: Tensor, index: Tensor, *, k: int, largest: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances of the candidates as sums of squared differences, and whether the k nearest are proven."""
+    exact = torch.empty_like(best)
+    for rows in _spans(len(query), 256):
+        near = references.take(index[rows], query)
+        exact[rows] = torch.linalg.vector_norm(near.sub_(query[rows, None]), dim=2)
+    exact, order = exact.sort(dim=1)
+    index = index.gather(1, order)
+    if best.shape[1] == len(references):  # nothing was left out
+        return exact[:, :k], index[:, :k], torch.ones(len(query), dtype=torch.bool, device=query.device)
+    center = references.center.to(query)
+    shifted = query - center
+    length = torch.linalg.vector_norm(shifted, dim=1)
+    offset = length.square() + 2 * (shifted @ center)
+    middle = float(torch.linalg.vector_norm(center))
+    unit = torch.finfo(query.dtype).eps * (query.shape[1] + 8)
+    # any order of summation stays within the number of terms times the rounding unit
+    farthest = exact[:, k - 1].square()
+    error = unit * (largest + 2 * length * (largest**0.5 + 2 * middle) + length.square() + farthest)
+    proven = farthest <= best[:, -1] + offset - error
+    return exact[:, :k], index[:, :k], proven

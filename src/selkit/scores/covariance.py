@@ -1,0 +1,113 @@
+"""Covariances that can be inverted, and the whitening that they give."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from selkit.errors import InvalidInputError
+from selkit.utils.arrays import check_fraction
+
+Shrinkage: TypeAlias = Literal["ledoit-wolf"] | float
+
+_ROWS = 16384
+
+
+def exact_device(tensor: Tensor) -> torch.device:
+    """Where float64 work on a tensor can be done: its device, except Apple's, which has no float64."""
+    return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+
+
+def second_moment(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased covariance and the mean fourth power of the centred length, in float64.
+
+    Parameters
+    ----------
+    X
+        Shape ``(N, D)``.
+
+    Returns
+    -------
+    mean, covariance, fourth
+        Shapes ``(D,)``, ``(D, D)`` and ``()``.
+    """
+    device = exact_device(X)
+    parts = torch.split(X, _ROWS)
+    mean = sum((part.to(device).double().sum(0) for part in parts), torch.zeros((), device=device)) / len(X)
+    product = torch.zeros((X.shape[1], X.shape[1]), dtype=torch.float64, device=device)
+    fourth = torch.zeros((), dtype=torch.float64, device=device)
+    for part in parts:
+        centred = part.to(device).double() - mean
+        product += centred.T @ centred
+        fourth += centred.square().sum(1).square().sum()
+    return mean, product / len(X), fourth / len(X)
+
+
+def ledoit_wolf(covariance: Tensor, fourth: Tensor, samples: int) -> float:
+    """How far to shrink towards a multiple of the identity (Ledoit & Wolf 2004, "A well-conditioned estimator
+    for large-dimensional covariance matrices", Lemma 3.2 to 3.4).
+
+    Parameters
+    ----------
+    covariance
+        Biased sample covariance ``(D, D)``.
+    fourth
+        Mean of ``|x - mean|^4``.
+    samples
+        Number of samples.
+
+    Returns
+    -------
+    float
+        Weight of the identity, in [0, 1].
+    """
+    size = covariance.shape[0]
+    scale = covariance.diagonal().mean()
+    squared = covariance.square().sum()
+    spread = (squared - size * scale.square()) / size
+    noise = (fourth - squared) / (samples * size)
+    if float(spread) <= 0:
+        return 1.0
+    return float((noise.clamp(min=0) / spread).clamp(max=1))
+
+
+def shrunk(covariance: Tensor, fourth: Tensor, samples: int, shrinkage: Shrinkage) -> Tensor:
+    """``(1 - w) S + w mean(diag S) I``.
+
+    Raises
+    ------
+    InvalidInputError
+        For another ``shrinkage``, or features that do not vary at all.
+    """
+    scale = covariance.diagonal().mean()
+    if not float(scale) > 0:
+        raise InvalidInputError(
+            "the covariance of the references is zero: all of them (or all of each class) are equal"
+        )
+    if shrinkage == "ledoit-wolf":
+        weight = ledoit_wolf(covariance, fourth, samples)
+    else:
+        weight = check_fraction(shrinkage, "shrinkage (where it is not 'ledoit-wolf')")
+    return (1 - weight) * covariance + weight * scale * torch.eye(len(covariance)).to(covariance)
+
+
+def whitening(covariance: Tensor) -> Tensor:
+    """``W`` with ``|x W|^2 = x' S^-1 x``: the transposed inverse of the Cholesky factor.
+
+    Raises
+    ------
+    InvalidInputError
+        If the covariance is singular to working precision.
+    """
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    diagonal = factor.diagonal()
+    if int(failed) or float(diagonal.min()) < 1e-7 * float(diagonal.max()):
+        raise InvalidInputError(
+            "the covariance of the references is singular: fewer samples than dimensions, or features that "
+            "depend on each other; use shrinkage='ledoit-wolf', a larger shrinkage, or pca="
+        )
+    identity = torch.eye(len(covariance)).to(covariance)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return inverse.T.contiguous()

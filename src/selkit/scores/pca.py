@@ -1,0 +1,388 @@
+"""Principal components of tensors, fitted at once or over a stream, and what they leave as a score."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from selkit.errors import InvalidInputError, NotAvailableError, NotFittedError
+from selkit.scores.base import UncertaintyScore
+from selkit.scores.covariance import exact_device
+from selkit.scores.state import Stateful
+from selkit.utils.arrays import ArrayLike, as_matrix, check_count, check_fraction
+
+Mode = Literal["linear", "rff"]
+
+
+class TensorPCA(Stateful):
+    """Principal component analysis, optionally of random Fourier features.
+
+    Parameters
+    ----------
+    n_components
+        A whole number of components, or the fraction in (0, 1] of the variance that they explain at
+        least (1 as an integer is one component, 1.0 all the variance).
+    gamma, M
+        Width of the kernel ``exp(-gamma |x - y|^2)`` and number of random features
+        ``sqrt(2/M) cos(x w + u)``, ``w ~ N(0, 2 gamma)`` (Rahimi & Recht 2007); the error of reconstruction
+        is then that of kernel PCA (Fang et al. 2024, "Kernel PCA for out-of-distribution detection").
+    mode
+        ``"linear"`` or ``"rff"``; without it ``"rff"`` where both ``gamma`` and ``M`` are given.
+    mean_center
+        Subtract the mean first.
+    seed
+        Of the random features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> X = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    >>> pca = TensorPCA(n_components=1).fit(X)
+    >>> _, error = pca.reconstruct(torch.tensor([[4.0, 4.0], [3.0, 1.0]]))
+    >>> error.round(decimals=4)
+    tensor([0.0000, 1.4142])
+    """
+
+    buffer_names: ClassVar[tuple[str, ...]] = (
+        "mean",
+        "components",
+        "explained_variance",
+        "explained_variance_ratio",
+        "frequencies",
+        "phases",
+        "_count",
+        "_sum",
+        "_scatter",
+    )
+    mean: Tensor | None
+    components: Tensor | None
+    explained_variance: Tensor | None
+    explained_variance_ratio: Tensor | None
+    frequencies: Tensor | None
+    phases: Tensor | None
+    _count: Tensor | None
+    _sum: Tensor | None
+    _scatter: Tensor | None
+    n_components: float
+    gamma: float | None
+    M: int | None
+    mode: Mode | None
+    mean_center: bool
+    seed: int
+
+    def __init__(
+        self,
+        n_components: float = 0.90,
+        gamma: float | None = None,
+        M: int | None = None,
+        mode: Mode | None = None,
+        mean_center: bool = True,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.keep(n_components=n_components, gamma=gamma, M=M, mode=mode, mean_center=mean_center, seed=seed)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it can transform."""
+        return self.components is not None
+
+    @property
+    def uses_rff(self) -> bool:
+        """Whether random Fourier features come first."""
+        mode = self.mode or ("rff" if self.gamma is not None and self.M is not None else "linear")
+        if mode not in ("linear", "rff"):
+            raise InvalidInputError(f"mode must be 'linear' or 'rff'; got {self.mode!r}")
+        if mode == "rff" and (self.gamma is None or self.M is None):
+            raise InvalidInputError("random Fourier features need both gamma= and M=")
+        return mode == "rff"
+
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Fit on all samples at once.
+
+        Parameters
+        ----------
+        X
+            Shape ``(N, D)``, at least two samples.
+        y
+            Not used.
+
+        Returns
+        -------
+        Self
+        """
+        self.reset_partial()
+        checked = as_matrix(X, "X")
+        for part in torch.split(checked, 16384):
+            self.partial_fit(part)
+        self.finalize()
+        self._count = self._sum = self._scatter = None  # only a stream goes on
+        return self
+
+    def reset_partial(self) -> Self:
+        """Forget what ``partial_fit`` has seen, and what was fitted."""
+        for name in self._all_buffer_names():
+            setattr(self, name, None)
+        return self
+
+    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Take in more samples; :meth:`finalize` makes the components of all so far.
+
+        Parameters
+        ----------
+        X
+            Shape ``(N, D)``, any number of samples.
+        y
+            Not used.
+
+        Returns
+        -------
+        Self
+
+        Raises
+        ------
+        InvalidInputError
+            For NaN, infinity or another width than before.
+        """
+        checked = as_matrix(X, "X")
+        if self._count is None and self.uses_rff:
+            self._draw(checked)
+        features = self._features(checked)
+        rows = features.to(exact_device(features)).double()
+        count, total = float(len(rows)), rows.sum(0)
+        centred = rows - total / count if self.mean_center else rows
+        scatter = centred.T @ centred
+        if self._count is None or self._sum is None or self._scatter is None:
+            self._count, self._sum, self._scatter = torch.tensor(count, dtype=torch.float64), total, scatter
+            self._dtype_of(checked)
+            return self
+        if len(self._sum) != rows.shape[1]:
+            raise InvalidInputError(
+                f"X has {rows.shape[1]} features; the samples before had {len(self._sum)}"
+            )
+        before = float(self._count)
+        if self.mean_center:  # Chan, Golub & LeVeque 1979: no difference of large sums
+            shift = total / count - self._sum / before
+            scatter += torch.outer(shift, shift) * (before * count / (before + count))
+        self._scatter = self._scatter + scatter
+        self._sum = self._sum + total
+        self._count = self._count + count
+        return self
+
+    def finalize(self) -> Self:
+        """Make the components of everything that ``partial_fit`` has seen.
+
+        Returns
+        -------
+        Self
+
+        Raises
+        ------
+        NotFittedError
+            If it has seen nothing.
+        InvalidInputError
+            If there are fewer samples or dimensions than components, or nothing varies.
+        """
+        if self._count is None or self._sum is None or self._scatter is None or self.mean is None:
+            raise NotFittedError("TensorPCA has seen no samples: call partial_fit first")
+        dtype, device = self.mean.dtype, self.mean.device
+        count = float(self._count)
+        free = count - 1 if self.mean_center else count
+        if free < 1:
+            raise InvalidInputError("principal components need at least 2 samples")
+        variance, vectors = torch.linalg.eigh(self._scatter / free)
+        variance, vectors = variance.flip(0).clamp(min=0), vectors.flip(1)
+        total = float(variance.sum())
+        if not total > 0:
+            raise InvalidInputError("the samples do not vary: there are no principal components")
+        number = self._number(variance / total, int(min(free, len(variance))))
+        mean = self._sum / count if self.mean_center else torch.zeros_like(self._sum)
+        self.mean = mean.to(dtype).to(device)
+        self.components = vectors[:, :number].T.contiguous().to(dtype).to(device)
+        self.explained_variance = variance[:number].to(dtype).to(device)
+        self.explained_variance_ratio = (variance[:number] / total).to(dtype).to(device)
+        return self
+
+    def transform(self, X: ArrayLike) -> Tensor:
+        """Coordinates along the components.
+
+        Parameters
+        ----------
+        X
+            Shape ``(N, D)``.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(N, components)``.
+        """
+        centred, components = self._centred(X)
+        return centred @ components.T
+
+    def fit_transform(self, X: ArrayLike, y: Any = None) -> Tensor:
+        """``fit(X).transform(X)``."""
+        return self.fit(X).transform(X)
+
+    def inverse_transform(self, Z: ArrayLike) -> Tensor:
+        """Points with these coordinates.
+
+        Parameters
+        ----------
+        Z
+            Shape ``(N, components)``.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(N, D)``.
+
+        Raises
+        ------
+        NotAvailableError
+            With random Fourier features, which cannot be undone.
+        """
+        if self.uses_rff:
+            raise NotAvailableError("random Fourier features cannot be undone; reconstruct() gives the error")
+        components, mean = self._fitted()
+        return as_matrix(Z, "Z").to(components) @ components + mean
+
+    def reconstruct(self, X: ArrayLike) -> tuple[Tensor, Tensor]:
+        """What the components keep of each sample, and how far that is from it.
+
+        Parameters
+        ----------
+        X
+            Shape ``(N, D)``.
+
+        Returns
+        -------
+        reconstruction, error
+            ``(N, D)`` (``(N, M)`` in the space of random features) and ``(N,)``, Euclidean.
+        """
+        centred, components = self._centred(X)
+        kept = centred @ components.T @ components
+        _, mean = self._fitted()
+        return kept + mean, torch.linalg.vector_norm(centred - kept, dim=1)
+
+    def _fitted(self) -> tuple[Tensor, Tensor]:
+        if self.components is None or self.mean is None:
+            raise NotFittedError("TensorPCA is not fitted yet: call fit, or partial_fit and finalize")
+        return self.components, self.mean
+
+    def _centred(self, X: ArrayLike) -> tuple[Tensor, Tensor]:
+        components, mean = self._fitted()
+        features = self._features(as_matrix(X, "X").to(mean))
+        if features.shape[1] != len(mean):
+            raise InvalidInputError(
+                f"X has {features.shape[1]} features; TensorPCA was fitted on {len(mean)}"
+            )
+        return features - mean, components
+
+    def _dtype_of(self, X: Tensor) -> None:
+        self.mean = torch.zeros(0, dtype=X.dtype, device=X.device)  # until finalize: where and how to store
+
+    def _number(self, ratio: Tensor, available: int) -> int:
+        wanted = self.n_components
+        if isinstance(wanted, int):
+            check_count(wanted, "n_components")
+            if wanted > available:
+                raise InvalidInputError(
+                    f"n_components={wanted}, but these samples have at most {available} components"
+                )
+            return wanted
+        check_fraction(wanted, "n_components", zero=False)
+        reached = ratio.cumsum(0) >= wanted - 1e-12
+        return min(int(reached.int().argmax()) + 1 if bool(reached.any()) else available, available)
+
+    def _draw(self, X: Tensor) -> None:
+        width = check_count(self.M, "M")
+        if self.gamma is None or not 0 < self.gamma < math.inf:
+            raise InvalidInputError(f"gamma must be positive; got {self.gamma!r}")
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randn((X.shape[1], width), generator=generator, dtype=torch.float64)
+        phases = torch.rand(width, generator=generator, dtype=torch.float64) * 2 * math.pi
+        self.frequencies = (drawn * math.sqrt(2 * self.gamma)).to(X.dtype).to(X.device)
+        self.phases = phases.to(X.dtype).to(X.device)
+
+    def _features(self, X: Tensor) -> Tensor:
+        if self.frequencies is None or self.phases is None:
+            return X
+        if X.shape[1] != len(self.frequencies):
+            raise InvalidInputError(
+                f"X has {X.shape[1]} features; TensorPCA was fitted on {len(self.frequencies)}"
+            )
+        projected = X.to(self.frequencies) @ self.frequencies + self.phases
+        return math.sqrt(2 / len(self.phases)) * projected.cos()
+
+
+class PCAScore(UncertaintyScore):
+    """Error of reconstruction from the principal components of the references: what of a query lies outside
+    the space that they span.
+
+    Parameters
+    ----------
+    pca
+        A :class:`TensorPCA`, or the number of components (a fraction: of explained variance). One that is
+        already fitted, for example over a stream, is used as it is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> X = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    >>> PCAScore(pca=1).fit(X=X).score(torch.tensor([[5.0, 5.0], [3.0, 1.0]])).round(decimals=4)
+    tensor([0.0000, 1.4142])
+    """
+
+    pca: TensorPCA | float
+
+    def __init__(self, pca: TensorPCA | float = 0.90) -> None:
+        super().__init__()
+        self.keep(pca=pca)
+        self.projection: TensorPCA | None = None
+
+    def _fit(self, X: Tensor, y: Tensor | None) -> None:
+        self.projection = fitted_projection(self.pca, X)
+        components = self.projection.components
+        if components is not None and components.shape[0] == components.shape[1]:
+            raise InvalidInputError(
+                f"all {len(components)} components are kept, so every error of reconstruction is 0; "
+                "ask for fewer components"
+            )
+
+    def _score(self, query: Tensor) -> Tensor:
+        if self.projection is None:
+            raise NotFittedError("PCAScore is not fitted yet: call fit(...) first")
+        return self.projection.reconstruct(query)[1].to(query.device)
+
+    def _rebuild(self, keys: list[str]) -> None:
+        self.projection = rebuilt_projection(self.pca, keys)
+
+
+def fitted_projection(pca: TensorPCA | float, X: Tensor) -> TensorPCA:
+    """A fitted copy of what the ``pca`` argument asks for; the argument itself is left alone.
+
+    Raises
+    ------
+    InvalidInputError
+        If a fitted one has another width.
+    """
+    copy = _fresh(pca)
+    if isinstance(pca, TensorPCA) and pca.is_fitted:
+        copy.load_state_dict(pca.state_dict())
+        copy.transform(X[:1])  # refuses another width
+        copy._count = copy._sum = copy._scatter = None
+        return copy.to(X.device)
+    return copy.fit(X)
+
+
+def rebuilt_projection(pca: TensorPCA | float | None, keys: list[str]) -> TensorPCA | None:
+    """An empty projection to load a state into, where the state has one."""
+    return _fresh(pca) if pca is not None and any(key.startswith("projection.") for key in keys) else None
+
+
+def _fresh(pca: TensorPCA | float) -> TensorPCA:
+    return TensorPCA(**pca.get_params()) if isinstance(pca, TensorPCA) else TensorPCA(n_components=pca)
