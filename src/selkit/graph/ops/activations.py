@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selkit.graph.ops.base import Input, PiecewiseLinear, align, register
+from selkit.graph.ops.base import (
+    Composite,
+    Decomposition,
+    Input,
+    Kind,
+    PiecewiseLinear,
+    UnsupportedAttribute,
+    align,
+    register,
+)
 
 
 @register("Relu", since=(6, 13, 14))
@@ -65,11 +74,26 @@ class Abs(PiecewiseLinear):
 
 @register("Clip", since=(6, 11, 12, 13))
 @dataclass(frozen=True)
-class Clip(PiecewiseLinear):
+class Clip(PiecewiseLinear, Composite):
     """``min(max(x, min), max)``; the limits are attributes (opset 6) or constant inputs."""
+
+    LIVE = None
 
     min: float | None = None
     max: float | None = None
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        """``COMPOSITE`` of Max and Min if a limit is live."""
+        return Kind.COMPOSITE if any(live[1:]) else super().kind(live)
+
+    def decompose(self, build: Decomposition, x: str, *limits: str) -> tuple[str, ...]:
+        """Max and Min."""
+        from selkit.graph.ops.arithmetic import Max, Min
+
+        for name, operator in zip(limits, (Max(), Min()), strict=False):
+            if name:
+                x = build(operator, x, name)
+        return (x,)
 
     def _limits(self, inputs: Sequence[Input]) -> tuple[Tensor | float | None, Tensor | float | None]:
         rank = inputs[0].ndim if inputs[0] is not None else 0
@@ -91,3 +115,62 @@ class Clip(PiecewiseLinear):
 
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         return tuple(limit for limit in self._limits(inputs) if limit is not None)
+
+
+@register("HardSigmoid", since=(6, 22))
+@dataclass(frozen=True)
+class HardSigmoid(PiecewiseLinear):
+    """``max(0, min(1, alpha x + beta))``."""
+
+    alpha: float = 0.20000000298023224
+    beta: float = 0.5
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return ((x * self.alpha + self.beta).clamp(0, 1),)
+
+    def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
+        if self.alpha == 0:
+            return ()
+        return tuple(sorted((-self.beta / self.alpha, (1 - self.beta) / self.alpha)))
+
+
+@register("ThresholdedRelu", since=(10, 22))
+@dataclass(frozen=True)
+class ThresholdedRelu(PiecewiseLinear):
+    """``x`` where ``x > alpha``, else 0: it jumps unless ``alpha`` is 0."""
+
+    alpha: float = 1.0
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        """``STEP`` where it jumps."""
+        return Kind.STEP if any(live) and self.alpha != 0 else super().kind(live)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (torch.where(x > self.alpha, x, 0.0),)
+
+    def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
+        return (self.alpha,)
+
+
+@register("Shrink", since=(9,))
+@dataclass(frozen=True)
+class Shrink(PiecewiseLinear):
+    """0 between ``-lambd`` and ``lambd``, moved towards 0 by ``bias`` beyond: a jump unless equal."""
+
+    bias: float = 0.0
+    lambd: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.lambd < 0:
+            raise UnsupportedAttribute(f"lambd={self.lambd} is negative")
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        """``STEP`` where it jumps."""
+        return Kind.STEP if any(live) and self.bias != self.lambd else super().kind(live)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        outside = torch.where(x < -self.lambd, x + self.bias, torch.zeros_like(x))
+        return (torch.where(x > self.lambd, x - self.bias, outside),)
+
+    def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
+        return (-self.lambd, self.lambd)

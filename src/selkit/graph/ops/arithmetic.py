@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -16,12 +17,14 @@ from selkit.graph.ops.base import (
     Kind,
     Maximum,
     Product,
+    UnsupportedAttribute,
     align,
     broadcast,
     floating,
     register,
 )
-from selkit.graph.ops.smooth import Reciprocal
+from selkit.graph.ops.shape import Expand
+from selkit.graph.ops.smooth import Exp, Power, Reciprocal
 
 
 def _sum_of_radii(live: Sequence[bool], inputs: Sequence[Tensor]) -> Tensor:
@@ -130,6 +133,41 @@ class Div(Composite):
 
     def decompose(self, build: Decomposition, a: str, b: str) -> tuple[str, ...]:
         return (build(Mul(), a, build(Reciprocal(), b)),)
+
+
+@register("Pow", since=(7, 12, 13, 15))
+@dataclass(frozen=True)
+class Pow(Composite):
+    """``a ** b``: a live base needs one constant exponent, a live exponent a positive constant base."""
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        """Always ``COMPOSITE``: a power, or an exponential."""
+        if all(live):
+            raise UnsupportedAttribute("base and exponent both depend on the model's input")
+        return super().kind(live)
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        a, b = align(a, b)
+        return ((a**b).to(a.dtype),)
+
+    def decompose(self, build: Decomposition, a: str, b: str) -> tuple[str, ...]:
+        base, exponent = build.constants
+        if base is not None:
+            if not bool((base > 0).all()):
+                raise UnsupportedAttribute("a live exponent needs a base that is positive everywhere")
+            logs = base[0].to(torch.float64).log()
+            return (build(Exp(), build(Mul(), b, logs)),)
+        if exponent is None or exponent.numel() == 0:
+            raise UnsupportedAttribute("needs a constant exponent")
+        values = torch.unique(exponent)
+        if values.numel() > 1:
+            raise UnsupportedAttribute(f"has {values.numel()} different exponents; one is supported")
+        power = float(values)
+        result = build(Power(power), a) if power != 1 else a
+        if exponent.ndim - 1 > len(build.shapes[0] or ()) or math.prod(exponent.shape) > 1:
+            # the exponents' shape may be the larger one
+            result = build(Expand(), result, torch.tensor(exponent.shape[1:], dtype=torch.int64))
+        return (result,)
 
 
 class _Extreme(Maximum):

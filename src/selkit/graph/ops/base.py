@@ -114,7 +114,7 @@ class PiecewiseLinear(Operator):
     """Elementwise, continuous and piecewise linear in its first input; further inputs are constants."""
 
     KIND = Kind.PIECEWISE_LINEAR
-    LIVE = 1
+    LIVE: ClassVar[int | None] = 1
 
     def knots(self, *inputs: Any, **named: Any) -> tuple[Tensor | float, ...]:
         """Where the slope changes, ascending: numbers, or tensors that broadcast against ``inputs[0]``."""
@@ -141,18 +141,60 @@ class Maximum(Operator):
 
 
 class Smooth(Operator):
-    """Elementwise and twice differentiable almost everywhere in its first input."""
+    """Elementwise and twice differentiable in its first input, except at :attr:`kinks`.
+
+    Subclasses define ``derivative`` and ``second``, and where these have their local extremes; the bounds
+    follow from that.
+    """
 
     KIND = Kind.SMOOTH
     LIVE = 1
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the function is strictly increasing wherever it is defined."""
+        return False
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Where the first derivative jumps, ascending: split there, as at a knot."""
+        return ()
+
+    @property
+    def steepest(self) -> tuple[float, ...]:
+        """Local extremes of the first derivative."""
+        return ()
+
+    @property
+    def most_bent(self) -> tuple[float, ...]:
+        """Local extremes of the second derivative, and where it jumps."""
+        return ()
 
     def derivative(self, x: Tensor) -> Tensor:
         """First derivative at ``x``."""
         raise TypeError(f"{type(self).__name__} does not define derivative")
 
+    def second(self, x: Tensor) -> Tensor:
+        """Second derivative at ``x``; where it jumps, the larger side's absolute value."""
+        raise TypeError(f"{type(self).__name__} does not define second")
+
+    def slope(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """An upper bound of ``|f'|`` on ``[lower, upper]``, elementwise; infinite where there is none."""
+        return largest(self.derivative, (*self.steepest, *self.kinks), lower, upper)
+
     def curvature(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """An upper bound of ``|f''|`` on ``[lower, upper]``, elementwise; infinite where there is none."""
-        raise TypeError(f"{type(self).__name__} does not define curvature")
+        """An upper bound of ``|f''|`` on ``[lower, upper]``, elementwise; infinite where there is none.
+
+        It is infinite where a kink lies inside: split there first.
+        """
+        bound = largest(self.second, self.most_bent, lower, upper)
+        for kink in self.kinks:
+            bound = torch.where((lower < kink) & (kink < upper), torch.inf, bound)
+        return bound
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The ``x`` with ``f(x) = y``, for a :attr:`monotone` function; infinite beyond its range."""
+        raise TypeError(f"{type(self).__name__} has no inverse")
 
 
 class Product(Operator):
@@ -331,6 +373,18 @@ def check_size(shape: Sequence[int]) -> None:
         raise UnsupportedAttribute(f"its result would have the shape {tuple(shape)}")
     if math.prod(shape) > LARGEST:
         raise UnsupportedAttribute(f"its result of shape {tuple(shape)} would have over {LARGEST} elements")
+
+
+def largest(
+    function: Callable[[Tensor], Tensor], extremes: Sequence[float], lower: Tensor, upper: Tensor
+) -> Tensor:
+    """Largest absolute value on ``[lower, upper]`` of a function that is monotone between its extremes."""
+    bound = torch.maximum(function(lower).abs(), function(upper).abs())
+    for point in extremes:
+        inside = (lower <= point) & (point <= upper)
+        value = function(torch.full((), point, dtype=lower.dtype, device=lower.device)).abs()
+        bound = torch.where(inside, torch.maximum(bound, value), bound)
+    return bound
 
 
 def floating(tensor: Tensor) -> bool:

@@ -94,7 +94,7 @@ class Dropout(Affine):
         return (inputs[0], torch.zeros_like(inputs[0][:1]))
 
 
-@register("Cast", since=(6, 9, 13, 19, 21, 23, 24, 25))
+@register("Cast", since=(6, 9, 13, 19, 21, 23, 24, 25, 28))
 @dataclass(frozen=True)
 class Cast(Affine):
     """Another number type; real numbers stay in the program's own precision."""

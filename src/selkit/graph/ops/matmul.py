@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from selkit.graph.ops.base import Kind, Operator, Product, align, register
+from selkit.graph.ops.base import Kind, Operator, Product, UnsupportedAttribute, align, register
 
 
 @register("MatMul", since=(1, 9, 13))
@@ -65,3 +67,45 @@ class Gemm(Operator):
         a = a.abs() if live[0] or live[1] else torch.zeros_like(a)
         positive = Gemm(abs(self.alpha), abs(self.beta), self.transA, self.transB)
         return positive.forward(a, b.abs(), c if c is not None and live[2] else None)
+
+
+@register("Einsum", since=(12, 28))
+@dataclass(frozen=True)
+class Einsum(Product):
+    """Einstein summation; affine in one live input, a product of two."""
+
+    equation: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z.,\s]+(->[A-Za-z.\s]*)?", self.equation):
+            raise UnsupportedAttribute(f"equation={self.equation!r} is not understood")
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        if sum(live) > 2:
+            raise UnsupportedAttribute(
+                f"{sum(live)} inputs depend on the model's input; at most 2 are supported"
+            )
+        return super().kind(live)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        terms, result = self._terms()
+        stack = next(letter for letter in string.ascii_letters if letter not in self.equation)
+        stacked = [value.shape[0] > 1 for value in inputs]
+        if not any(stacked):
+            stacked = [True] * len(inputs)
+        values = [value if many else value[0] for value, many in zip(inputs, stacked, strict=True)]
+        marked = [stack + term if many else term for term, many in zip(terms, stacked, strict=True)]
+        return (torch.einsum(f"{','.join(marked)}->{stack}{result}", *values),)
+
+    def spread(self, live: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.forward(*[value.abs() for value in inputs])
+
+    def _terms(self) -> tuple[list[str], str]:
+        """Subscripts of the inputs and of the result, which may be implied."""
+        left, arrow, right = self.equation.replace(" ", "").partition("->")
+        terms = left.split(",")
+        if not arrow:
+            letters = sorted(set(left) - {",", "."})
+            right = "".join(letter for letter in letters if left.count(letter) == 1)
+            right = f"...{right}" if "..." in left else right
+        return terms, right

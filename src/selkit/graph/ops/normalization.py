@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from selkit.graph.ops.base import Affine, UnsupportedAttribute, register
+from selkit.graph.ops.activations import Abs
+from selkit.graph.ops.arithmetic import Add, Mul, Sub
+from selkit.graph.ops.base import Affine, Composite, Decomposition, UnsupportedAttribute, align, register
+from selkit.graph.ops.reduction import ReduceMean, ReduceSum
+from selkit.graph.ops.shape import Reshape
+from selkit.graph.ops.smooth import Power, Reciprocal, Sqrt
 
 
 @register("BatchNormalization", since=(7, 9, 14, 15))
@@ -43,3 +51,156 @@ class BatchNormalization(Affine):
     def spread(self, live: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
         x, scale, _, _, var = inputs
         return (x * self._slope(x, scale, var)[0].abs(),)
+
+
+_SCALE_AND_SHIFT: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (torch.mul, torch.add)
+
+
+class _Normalization(Composite):
+    """``(x - mean) / sqrt(variance + epsilon) scale + bias`` over some axes, in a shape that makes them last.
+
+    Subclasses say how the axes are grouped; mean and variance are over the last axis of that grouping.
+    """
+
+    CENTERED: ClassVar[bool] = True
+    epsilon: float
+
+    def _grouped(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """ONNX shape of the value while its last axis is normalized."""
+        raise TypeError(f"{type(self).__name__} does not define _grouped")
+
+    def _parameter(self, shape: Sequence[int], parameter: Sequence[int]) -> tuple[int, ...]:
+        """ONNX shape in which scale and bias broadcast to ``shape``."""
+        return tuple(parameter)
+
+    def forward(self, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        """Normalize, then scale and shift."""
+        rows = x.reshape(x.shape[0], *self._grouped(x.shape[1:]))
+        if self.CENTERED:
+            rows = rows - rows.mean(-1, keepdim=True)
+        y = rows / (rows.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
+        y = y.reshape(x.shape)
+        for value, combine in zip(parameters, _SCALE_AND_SHIFT, strict=False):
+            if value is not None:
+                shaped = value.reshape(value.shape[0], *self._parameter(x.shape[1:], value.shape[1:]))
+                y = combine(*align(y, shaped))
+        return (y,)
+
+    def decompose(self, build: Decomposition, x: str, *parameters: str) -> tuple[str, ...]:
+        """Means, a square, a root, a reciprocal and a product."""
+        shape = build.shapes[0] or ()
+        rows = build(Reshape(allowzero=1), x, torch.tensor(self._grouped(shape), dtype=torch.int64))
+        if self.CENTERED:
+            rows = build(Sub(), rows, build(ReduceMean(axes=(-1,)), rows))
+        variance = build(ReduceMean(axes=(-1,)), build(Power(2.0), rows))
+        root = build(Sqrt(), build(Add(), variance, torch.tensor(self.epsilon, dtype=torch.float64)))
+        y = build(Mul(), rows, build(Reciprocal(), root))
+        y = build(Reshape(allowzero=1), y, torch.tensor(tuple(shape), dtype=torch.int64))
+        for name, size, operator in zip(parameters, build.shapes[1:], (Mul(), Add()), strict=False):
+            if name:
+                target = torch.tensor(self._parameter(shape, size or ()), dtype=torch.int64)
+                y = build(operator, y, build(Reshape(allowzero=1), name, target))
+        return (y,)
+
+
+@register("LayerNormalization", since=(17,))
+@dataclass(frozen=True)
+class LayerNormalization(_Normalization):
+    """Over all axes from ``axis`` on."""
+
+    axis: int = -1
+    epsilon: float = 9.999999747378752e-06
+    stash_type: int = 1  # says how precisely to calculate; the program's dtype decides that here
+
+    def _grouped(self, shape: Sequence[int]) -> tuple[int, ...]:
+        axis = self.axis % len(shape)
+        return (*shape[:axis], math.prod(shape[axis:]))
+
+
+@register("RMSNormalization", since=(23,))
+@dataclass(frozen=True)
+class RMSNormalization(LayerNormalization):
+    """As LayerNormalization, but without subtracting the mean."""
+
+    CENTERED = False
+
+
+@register("InstanceNormalization", since=(6, 22))
+@dataclass(frozen=True)
+class InstanceNormalization(_Normalization):
+    """Over the spatial axes of each channel."""
+
+    epsilon: float = 9.999999747378752e-06
+
+    def _grouped(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (*shape[:2], math.prod(shape[2:]))
+
+    def _parameter(self, shape: Sequence[int], parameter: Sequence[int]) -> tuple[int, ...]:
+        return (-1, *(1,) * (len(shape) - 2))
+
+
+@register("GroupNormalization", since=(21,))
+@dataclass(frozen=True)
+class GroupNormalization(_Normalization):
+    """Over the channels and positions of each group of channels."""
+
+    num_groups: int
+    epsilon: float = 9.999999747378752e-06
+    stash_type: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_groups < 1:
+            raise UnsupportedAttribute(f"num_groups={self.num_groups} is below 1")
+
+    def _grouped(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (shape[0], self.num_groups, math.prod(shape[1:]) // self.num_groups)
+
+    def _parameter(self, shape: Sequence[int], parameter: Sequence[int]) -> tuple[int, ...]:
+        return (-1, *(1,) * (len(shape) - 2))
+
+
+@register("MeanVarianceNormalization", since=(9, 13))
+@dataclass(frozen=True)
+class MeanVarianceNormalization(Composite):
+    """``(x - mean) / sqrt(variance)`` over some axes."""
+
+    axes: tuple[int, ...] = (0, 2, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        dims = [axis + 1 if axis >= 0 else axis for axis in self.axes]
+        centered = x - x.mean(dims, keepdim=True)
+        # the constant is ONNX' own, in the function that defines this operator
+        return (centered / (centered.square().mean(dims, keepdim=True).sqrt() + 1e-9),)
+
+    def decompose(self, build: Decomposition, x: str) -> tuple[str, ...]:
+        mean = ReduceMean(axes=self.axes)
+        centered = build(Sub(), x, build(mean, x))
+        deviation = build(Sqrt(), build(mean, build(Power(2.0), centered)))
+        deviation = build(Add(), deviation, torch.tensor(1e-9, dtype=torch.float64))
+        return (build(Mul(), centered, build(Reciprocal(), deviation)),)
+
+
+@register("LpNormalization", since=(1, 22))
+@dataclass(frozen=True)
+class LpNormalization(Composite):
+    """``x`` divided by its 1- or 2-norm along one axis; zeros stay zeros."""
+
+    axis: int = -1
+    p: int = 2
+
+    def __post_init__(self) -> None:
+        if self.p not in (1, 2):
+            raise UnsupportedAttribute(f"p={self.p} is not 1 or 2")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        dim = self.axis + 1 if self.axis >= 0 else self.axis
+        norm = x.abs().sum(dim, keepdim=True) if self.p == 1 else x.square().sum(dim, keepdim=True).sqrt()
+        return (x / norm.masked_fill(norm == 0, 1),)
+
+    def decompose(self, build: Decomposition, x: str) -> tuple[str, ...]:
+        total = ReduceSum(axes=(self.axis,))
+        if self.p == 1:
+            norm = build(total, build(Abs(), x))
+        else:
+            norm = build(Sqrt(), build(total, build(Power(2.0), x)))
+        return (build(Mul(), x, build(Reciprocal(), norm)),)

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from selkit.graph.ops.base import Affine, Maximum, Operator, UnsupportedAttribute, integers, register
+from selkit.graph.ops.activations import Abs
+from selkit.graph.ops.arithmetic import Add, Sub
+from selkit.graph.ops.base import (
+    Affine,
+    Composite,
+    Decomposition,
+    Maximum,
+    Operator,
+    UnsupportedAttribute,
+    integers,
+    register,
+)
+from selkit.graph.ops.smooth import Exp, Log, Power, Sqrt
 
 
 @dataclass(frozen=True)
@@ -110,3 +122,86 @@ class ReduceMin(_Extreme):
     def sign(self) -> int:
         """-1: a minimum."""
         return -1
+
+
+@dataclass(frozen=True)
+class _Composed(Reduction, Composite):
+    """A function of a sum of functions."""
+
+    def _sum(self, build: Decomposition, x: str, axes: Sequence[str]) -> str:
+        return build(ReduceSum(self.axes, self.keepdims, self.noop_with_empty_axes), x, *axes)
+
+    def transparent(self, x: Tensor, axes: Tensor | None = None) -> bool:
+        return False
+
+
+@register("ReduceL1", since=(1, 11, 13, 18))
+@dataclass(frozen=True)
+class ReduceL1(_Composed):
+    """Sum of absolute values."""
+
+    def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
+        dims = self.dims(x, axes)
+        return (x.abs().sum(dims, keepdim=bool(self.keepdims), dtype=x.dtype) if dims else x.abs(),)
+
+    def decompose(self, build: Decomposition, x: str, *axes: str) -> tuple[str, ...]:
+        return (self._sum(build, build(Abs(), x), axes),)
+
+
+@register("ReduceSumSquare", since=(1, 11, 13, 18))
+@dataclass(frozen=True)
+class ReduceSumSquare(_Composed):
+    """Sum of squares."""
+
+    def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
+        dims = self.dims(x, axes)
+        return (x.square().sum(dims, keepdim=bool(self.keepdims), dtype=x.dtype) if dims else x.square(),)
+
+    def decompose(self, build: Decomposition, x: str, *axes: str) -> tuple[str, ...]:
+        return (self._sum(build, build(Power(2.0), x), axes),)
+
+
+@register("ReduceL2", since=(1, 11, 13, 18))
+@dataclass(frozen=True)
+class ReduceL2(ReduceSumSquare):
+    """Root of the sum of squares."""
+
+    def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
+        return (super().forward(x, axes)[0].to(x.dtype).sqrt().to(x.dtype),)
+
+    def decompose(self, build: Decomposition, x: str, *axes: str) -> tuple[str, ...]:
+        return (build(Sqrt(), *super().decompose(build, x, *axes)),)
+
+
+@register("ReduceLogSum", since=(1, 11, 13, 18, 28))
+@dataclass(frozen=True)
+class ReduceLogSum(_Composed):
+    """Logarithm of the sum."""
+
+    def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
+        dims = self.dims(x, axes)
+        return ((x.sum(dims, keepdim=bool(self.keepdims)) if dims else x).log(),)
+
+    def decompose(self, build: Decomposition, x: str, *axes: str) -> tuple[str, ...]:
+        return (build(Log(), self._sum(build, x, axes)),)
+
+
+@register("ReduceLogSumExp", since=(1, 11, 13, 18, 28))
+@dataclass(frozen=True)
+class ReduceLogSumExp(_Composed):
+    """Logarithm of the sum of exponentials, around the maximum."""
+
+    def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
+        dims = self.dims(x, axes)
+        return (x.logsumexp(dims, keepdim=bool(self.keepdims)) if dims else x,)
+
+    def decompose(self, build: Decomposition, x: str, *axes: str) -> tuple[str, ...]:
+        top = build(ReduceMax(self.axes, 1, self.noop_with_empty_axes), x, *axes)
+        sums = ReduceSum(self.axes, 1, self.noop_with_empty_axes)
+        total = build(sums, build(Exp(), build(Sub(), x, top)), *axes)
+        result = build(Add(), build(Log(), total), top)
+        if self.keepdims:
+            return (result,)
+        # the maximum had to keep its axes: the result drops them
+        kept = ReduceMax(self.axes, 0, self.noop_with_empty_axes)
+        return (build(kept, result, *axes),)

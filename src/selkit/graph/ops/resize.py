@@ -83,7 +83,8 @@ class Sampling:
         begin, end = real(axis.begin), real(axis.end)
         if axis.after == 1:
             return np.full(1, half * (begin + end) * (before - one))
-        return begin * (before - one) + x * (end - begin) * (before - one) / (after - one)
+        step = (end - begin) * (before - one) / (after - one)
+        return np.asarray(begin * (before - one) + x * step)
 
     def indices(self, axis: Axis) -> NDArray[np.int64]:
         """Element read for each output element (nearest)."""
