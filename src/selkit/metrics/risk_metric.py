@@ -127,7 +127,7 @@ class RiskCoverageMetric(Metric):
             self._add_bins(bins)
 
     def _add_bins(self, bins: int) -> None:
-        bits = bins.bit_length() - 1
+        bits = max(bins.bit_length() - 1, 0)
         if bins != 1 << bits or not float_bins.MIN_BITS <= bits <= float_bins.MAX_BITS:
             raise InvalidInputError(
                 f"bins must be a power of two from {1 << float_bins.MIN_BITS} to {1 << float_bins.MAX_BITS}; "
