@@ -11,7 +11,7 @@ import pytest
 
 from selkit.errors import InvalidTypeError
 from selkit.report import Report, Sample, write_report
-from selkit.report.page import number, p_text, render
+from selkit.report.page import decimal, number, p_text, render
 
 
 def make_report(**kwargs) -> Report:
@@ -76,8 +76,9 @@ def test_rows_say_what_was_decided():
     rows = Page(render(make_report())).rows
     assert ["stones", "4", "3", "75.0 %", ""] in rows
     assert ["cells", "4", "3", "75.0 %", ""] in rows
-    assert ["Dice", "0.5", "0.75", "–"] in rows
+    assert ["Dice", "0.500", "0.750", "–"] in rows
     assert ["samples", "8", "6", "2"] in rows
+    assert ["AURC", "0.125"] in rows
     assert ["50 %", "0.3"] in rows
 
 
@@ -92,7 +93,6 @@ def test_given_counts_are_shown_instead_of_those_of_the_samples():
 def test_tiles_count_small_p_values():
     texts = [text for text in Page(render(make_report())).texts if text]
     assert texts[texts.index("regions with p ≤ 0.05") + 1 :][:2] == ["4", "of 6 tested; naive: 6"]
-    assert texts[texts.index("AURC") + 1] == "0.125"
     assert texts[texts.index("noise") + 1] == "0.25"
 
 
@@ -192,6 +192,14 @@ def test_p_values_in_text(value, text):
 )
 def test_numbers_in_text(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3.0, "3"), (0.16, "0.160"), (1e-5, "1e-05"), (123456.5, "1.235e+05"), (float("nan"), "–")],
+)
+def test_numbers_in_columns(value, text):
+    assert decimal(value) == text
 
 
 def luminance(colour: str) -> float:

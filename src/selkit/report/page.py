@@ -73,6 +73,7 @@ def render(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = number
+    environment.filters["decimal"] = decimal
     environment.filters["p_value"] = p_text
     cards = make_cards(report)
     groups = group_rows(report.samples)
@@ -81,10 +82,7 @@ def render(report: Report) -> str:
         chosen = [s.score for s in report.samples if (s.group or "samples") == row.name]
         series[row.name] = np.asarray(chosen, dtype=np.float64)
     coverage = sum(s.selected for s in report.samples) / len(report.samples) if report.samples else None
-    curve = ""
-    if report.risk_coverage is not None:
-        points, risk = (np.asarray(v, dtype=np.float64) for v in report.risk_coverage)
-        curve = risk_coverage_plot(points, risk, report.risk_name, coverage)
+    curve = report.curve()
     subsets, single = metric_rows(report)
     return environment.get_template("page.html").render(
         report=report,
@@ -95,8 +93,8 @@ def render(report: Report) -> str:
         coverage=coverage,
         tested=p_value_counts(report),
         metrics=subsets,
-        facts={**dict(report.facts), **single},
-        curve=curve,
+        single=single,
+        curve="" if curve is None else risk_coverage_plot(*curve, report.risk_name, coverage),
         curve_rows=curve_rows(report),
         densities=density_plot(series, report.threshold),
         version=selkit.__version__,
@@ -113,6 +111,12 @@ def number(value: float | str) -> str:
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{int(value)}"
     return f"{value:.4g}"
+
+
+def decimal(value: float) -> str:
+    """Three decimals, so that a column can be compared; counts and very small or large values as they are."""
+    whole = math.isnan(value) or float(value).is_integer()
+    return number(value) if whole or not 0.001 <= abs(value) < 1e4 else f"{value:.3f}"
 
 
 def p_text(value: float | None) -> str:
@@ -238,8 +242,9 @@ def metric_rows(report: Report) -> tuple[dict[str, dict[str, float]], dict[str, 
 
 def curve_rows(report: Report) -> list[tuple[float, float]]:
     """The risk at a few coverages, for readers who cannot see the plot."""
-    if report.risk_coverage is None:
+    curve = report.curve()
+    if curve is None:
         return []
-    coverage, risk = (np.asarray(v) for v in report.risk_coverage)
+    coverage, risk = curve
     at = [c for c in np.arange(1, 11) / 10 if c >= coverage[0] - 1e-12]
     return [(float(c), float(np.interp(c, coverage, risk))) for c in at]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,6 +76,18 @@ class Sample:
                 )
 
 
+class HasCurve(Protocol):
+    """A curve of risk against coverage, such as :class:`selkit.RiskCoverage`."""
+
+    @property
+    def coverage(self) -> Any:
+        """Coverages, increasing."""
+
+    @property
+    def risk(self) -> Any:
+        """The risk at each."""
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything that one page shows; what is left out is not drawn.
@@ -95,7 +108,8 @@ class Report:
         As ``Trainer.test`` returns them: names such as ``"full/Dice"``, ``"selected/Dice"``,
         ``"rejected/Dice"``; names without one of these prefixes are listed by themselves.
     risk_coverage
-        Coverages and the risk at each, two arrays of one length, coverage in increasing order.
+        Coverages in increasing order and the risk at each: two arrays of one length, or a
+        :class:`selkit.RiskCoverage`.
     risk_name
         What the risk is, for the plot's axis.
     scores
@@ -118,7 +132,7 @@ class Report:
     summary: Sequence[str] = ()
     facts: Mapping[str, str | float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    risk_coverage: tuple[ArrayLike, ArrayLike] | None = None
+    risk_coverage: tuple[ArrayLike, ArrayLike] | HasCurve | None = None
     risk_name: str = "risk"
     scores: Mapping[str, ArrayLike] = field(default_factory=dict)
     alpha: float = 0.05
@@ -135,10 +149,16 @@ class Report:
             raise InvalidInputError(
                 f"value_range must be (low, high) with low < high, got {self.value_range}."
             )
-        if self.risk_coverage is not None:
-            object.__setattr__(self, "risk_coverage", _as_curve(self.risk_coverage))
+        self.curve()  # refuses what cannot be drawn
         scores = {name: np.asarray(values, dtype=np.float64).ravel() for name, values in self.scores.items()}
         object.__setattr__(self, "scores", scores)
+
+    def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Coverages and risks, ``(n,)`` each, or None."""
+        given = self.risk_coverage
+        if given is None:
+            return None
+        return _as_curve(given if isinstance(given, tuple | list) else (given.coverage, given.risk))
 
 
 def _as_numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
