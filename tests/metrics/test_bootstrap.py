@@ -53,6 +53,13 @@ def test_intervals_cover_the_true_area():
     assert narrow < 54 - 3 * 2.3  # a third of the width does not pass
 
 
+def test_order_of_rows_changes_no_bound():
+    score, loss = samples(100, 2, ties=True)
+    order = torch.randperm(100)
+    first = bootstrap_risk_coverage(score, loss, n_boot=20)
+    assert first == bootstrap_risk_coverage(score[order], loss[order], n_boot=20)
+
+
 def test_same_seed_same_bounds_and_wider_with_more_confidence():
     score, loss = samples(100, 1)
     first = bootstrap_risk_coverage(score, loss, n_boot=50, seed=4)

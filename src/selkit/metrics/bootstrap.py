@@ -68,7 +68,9 @@ def bootstrap_risk_coverage(
     if not len(score_):
         raise InvalidInputError("score and loss are empty; a bootstrap needs at least one sample")
     check_values(score_, loss_)
-    loss_, order = loss_.double().sort()
+    # by score and then by loss, so that a draw means the same sample whatever the order of the rows
+    score_, order = score_.sort()
+    loss_, order = loss_[order].double().sort(stable=True)
     score_, by_score = score_[order].sort(stable=True)
     draw = torch.Generator().manual_seed(seed)
     replicates: dict[str, list[Tensor]] = {}

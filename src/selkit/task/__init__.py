@@ -6,5 +6,6 @@
 from __future__ import annotations
 
 from selkit.task.wrapper import SelectiveInferenceTask
+from selkit.task.writer import PredictionWriter, iter_predictions, read_predictions
 
-__all__ = ["SelectiveInferenceTask"]
+__all__ = ["PredictionWriter", "SelectiveInferenceTask", "iter_predictions", "read_predictions"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from selkit.errors import InvalidInputError
 from selkit.metrics import RiskCoverage, RiskCoverageMetric, SelectiveMetric
 from selkit.task.regions import RegionResults, RegionTally
 
@@ -56,7 +57,9 @@ class SelectionReport(nn.Module):
         """All values, over all processes."""
         values: dict[str, Any] = self.metrics.compute()
         values["coverage"] = values["selected/count"] / values["full/count"]
-        risk: dict[str, Tensor] = self.risk.compute()
+        with warnings.catch_warnings():  # it may have no loss here, or none at all
+            warnings.filterwarnings("ignore", ".*was called before the ``update`` method.*", UserWarning)
+            risk: dict[str, Tensor] = self.risk.compute()
         if risk[f"{self.risk.prefix}count"]:
             values |= risk
         if self.regions is not None:
@@ -79,8 +82,6 @@ def scalars(values: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def check_loss(loss: Any, rows: int) -> Tensor:
     """The result of a loss function, if it is one number per sample."""
-    from selkit.errors import InvalidInputError
-
     if isinstance(loss, Tensor) and loss.ndim == 2 and loss.shape[1] == 1:
         loss = loss[:, 0]
     if not isinstance(loss, Tensor) or loss.shape != (rows,):
@@ -89,4 +90,4 @@ def check_loss(loss: Any, rows: int) -> Tensor:
             f"loss(preds, target) must give one number per sample, a tensor of shape ({rows},); got {got}. "
             "A mean over the batch cannot be used: ask for reduction='none'"
         )
-    return loss if loss.is_floating_point() else loss.to(torch.float32)
+    return loss if loss.is_floating_point() else loss.float()

@@ -240,7 +240,7 @@ class SelectiveInferenceTask(LightningModule):
             values = self._report(place).compute()
             self.results |= {f"{name}{suffix}": value for name, value in values.items()}
         # equal in all processes: the largest is the value itself, where a mean would round
-        self.log_dict(scalars(self.results), sync_dist=True, reduce_fx="max")
+        self.log_dict(scalars(self.results), sync_dist=True, reduce_fx="max", add_dataloader_idx=False)
         if self._without_loss:
             warnings.warn(
                 "risk-coverage is not reported: the 0/1 loss needs class labels, and no other was given; "
