@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -17,12 +17,12 @@ from selkit.embeddings.sources import Pool, Want, check_rows, source_of
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
 from selkit.scores.data import FitData, Given, checked, from_loaders, only_one, unpacked
 from selkit.scores.estimator import OutlierEstimator
-from selkit.scores.state import Stateful
-from selkit.utils.arrays import ArrayLike, as_matrix, as_vector, check_fraction
+from selkit.scores.thresholds import Thresholds
+from selkit.utils.arrays import ArrayLike, as_matrix, check_fraction
 from selkit.utils.precision import full_precision
 
 
-class UncertaintyScore(OutlierEstimator, Stateful):
+class UncertaintyScore(OutlierEstimator, Thresholds):
     """Base of all scores: a higher score is less like the training data.
 
     A score is a ``torch.nn.Module`` whose state is in buffers: it moves with ``to(device)``, is saved in a
@@ -37,22 +37,12 @@ class UncertaintyScore(OutlierEstimator, Stateful):
         Scores of the calibration set, ``(M,)``, or ``None``.
     """
 
-    buffer_names: ClassVar[tuple[str, ...]] = (
-        "width",
-        "threshold",
-        "threshold_groups",
-        "calibration_scores",
-        "calibration_labels",
-    )
+    buffer_names: ClassVar[tuple[str, ...]] = ("width",)
     feature: ClassVar[Want] = "embedding"
     requires_fit: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
 
     width: Tensor | None
-    threshold: Tensor | None
-    threshold_groups: Tensor | None
-    calibration_scores: Tensor | None
-    calibration_labels: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,10 +57,6 @@ class UncertaintyScore(OutlierEstimator, Stateful):
     @abstractmethod
     def _score(self, query: Tensor) -> Tensor:
         """Scores ``(N,)`` of checked queries on this module's device and dtype."""
-
-    def _self_scores(self) -> Tensor | None:
-        """Scores of the references as if each had not been among them, where that is possible."""
-        return None
 
     def _check(self, values: object, name: str) -> Tensor:
         """Queries or references as a tensor, or an error that says what is wrong."""
@@ -161,40 +147,6 @@ class UncertaintyScore(OutlierEstimator, Stateful):
         if data.Y is not None:
             self.calibration_scores = self._score_chunked(data.Y, data.y_cal, "Y")
             self.calibration_labels = data.y_cal
-        return self
-
-    def set_threshold(
-        self, q: float = 0.99, *, scores: ArrayLike | None = None, method: str = "linear"
-    ) -> Self:
-        """Put the threshold at the empirical quantile of the calibration scores.
-
-        About the fraction ``q`` of new samples of the same kind is then selected; :meth:`calibrate` gives
-        a guarantee.
-
-        Parameters
-        ----------
-        q
-            Between 0 and 1, both included.
-        scores
-            Calibration scores to use instead of the stored ones. Without either, neighbour scores use
-            those of the references against the others (leave one out).
-        method
-            As in :func:`numpy.quantile`.
-
-        Returns
-        -------
-        Self
-
-        Raises
-        ------
-        NotFittedError
-            If there are no calibration scores.
-        InvalidInputError
-            For ``q`` outside [0, 1] or scores with NaN.
-        """
-        from selkit.calibration import quantile_threshold
-
-        self._set_threshold(quantile_threshold(self._scores_for_threshold(scores), q, method=method))
         return self
 
     def score(
@@ -303,7 +255,7 @@ class UncertaintyScore(OutlierEstimator, Stateful):
     # shared work
 
     def _forget(self) -> None:
-        for name in UncertaintyScore.buffer_names:
+        for name in UncertaintyScore._all_buffer_names():
             setattr(self, name, None)
 
     def _fit_data(self, data: FitData, q: float | None) -> None:
@@ -349,45 +301,6 @@ class UncertaintyScore(OutlierEstimator, Stateful):
             options = {"input_key": input_key, "cache": cache, **self._where}
             query = extract_features(model, loader or (), self.feature, **options).values
         return self._check(unpacked(query, "query", self.feature)[0], "query")
-
-    def _scores_for_threshold(self, scores: ArrayLike | None) -> np.ndarray[Any, np.dtype[np.float64]]:
-        if scores is not None:
-            return as_vector(scores, "scores", finite=False)
-        self._check_fitted()
-        if self.calibration_scores is None:
-            own = self._self_scores()
-            if own is None:
-                raise NotFittedError(
-                    f"{type(self).__name__} has no calibration scores: fit with Y= "
-                    "(or loaders={'train': ..., 'val': ...}), or give scores="
-                )
-            self.calibration_scores = own
-        return as_vector(self.calibration_scores, "scores", finite=False)
-
-    def _set_threshold(self, threshold: float) -> None:
-        self.threshold = self._as_threshold([threshold])[0]
-        self.threshold_groups = None
-
-    def _as_threshold(self, values: Sequence[float]) -> Tensor:
-        """Thresholds in the precision of the scores; rounded up, so that a score equal to one is selected."""
-        buffers = list(self.buffers())
-        exact = torch.tensor(values, dtype=torch.float64)
-        if any(buffer.dtype is torch.float64 for buffer in buffers):
-            return exact.to(buffers[0].device)
-        rounded = exact.float()
-        up = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
-        rounded = torch.where(rounded.double() < exact, up, rounded)
-        return rounded.to(buffers[0].device) if buffers else rounded
-
-    def _threshold_for(self, score: Tensor, groups: ArrayLike | None) -> Tensor:
-        return self._check_calibrated().to(score.device)
-
-    def _check_calibrated(self) -> Tensor:
-        if self.threshold is None:
-            raise NotFittedError(
-                f"{type(self).__name__} has no threshold yet: call set_threshold(q=...) or calibrate(...)"
-            )
-        return self.threshold
 
     def _check_fitted(self) -> None:
         if not self.is_fitted:
