@@ -102,7 +102,16 @@ def extend_program(
     shapes |= {key: value for key, value in builder.shapes.items() if key not in shapes}
     steps = (*program.steps, *builder.steps)
     outputs = (*program.outputs, name)
-    return finish(steps, program.inputs, outputs, constants, shapes, program.dtype, program.device), name
+    longer = finish(
+        steps,
+        program.inputs,
+        outputs,
+        constants=constants,
+        shapes=shapes,
+        dtype=program.dtype,
+        device=program.device,
+    )
+    return longer, name
 
 
 def _needed(graph: Graph, wanted: Sequence[str], cut: set[str]) -> tuple[list[tuple[Node, int]], list[str]]:
@@ -137,8 +146,8 @@ def _shape(graph: Graph, name: str, shapes: Mapping[str, Shape]) -> Shape:
 
 
 def _input_dtype(graph: Graph, name: str, dtype: torch.dtype) -> torch.dtype:
-    declared = next((spec.dtype for spec in graph.inputs if spec.name == name), torch.float32)
-    return dtype if declared.is_floating_point else declared
+    declared = next((spec.dtype for spec in graph.inputs if spec.name == name), None)
+    return dtype if declared is None or declared.is_floating_point else declared
 
 
 class Builder:
@@ -230,38 +239,40 @@ class Builder:
         if kind is Kind.COMPOSITE and self.decompose and isinstance(operator, Composite):
             self._replace(operator, inputs, outputs)
             return
-        arguments = [self._placeholder(value) for value in inputs]
-        if not self.keep and not any(outputs[1:]) and live[0] and operator.transparent(*arguments):
+        known = [self._placeholder(value) for value in inputs]
+        if not self.keep and not any(outputs[1:]) and live[0] and operator.transparent(*known):
             self.alias[outputs[0]] = inputs[0]
             return
-        for output, result in zip(outputs, self._probe(operator, arguments), strict=False):
+        for output, result in zip(outputs, self._probe(operator, known), strict=False):
             if output:
                 self.add_input(output, tuple(result.shape[1:]), result.dtype)
         self.steps.append(Step(operator, inputs, outputs, live, kind, (), name))
 
-    def _placeholder(self, name: str, device: str = "meta") -> Tensor | None:
-        """A value to find shapes with: live ones have no data."""
+    def _placeholder(self, name: str) -> Tensor | None:
+        """A constant, or a live value without data: enough to find shapes."""
         if not name:
             return None
         if name in self.shapes:
-            return torch.zeros((1, *self.shapes[name]), dtype=self.dtypes[name], device=device)
-        value = self.program_value(name)
-        return value.to(device) if floating(value) or value.dtype == torch.bool else value
+            return torch.empty((1, *self.shapes[name]), dtype=self.dtypes[name], device="meta")
+        return self.program_value(name)
 
-    def _probe(self, operator: Operator, arguments: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Outputs without data where torch can, else of zeros."""
+    @staticmethod
+    def _probe(operator: Operator, known: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Outputs without data where torch can do that, else of zeros."""
+        data_free = [
+            value.to("meta")
+            if value is not None and (floating(value) or value.dtype == torch.bool)
+            else value
+            for value in known
+        ]
         try:
-            return operator.forward(*arguments)
-        except (RuntimeError, NotImplementedError):
-            zeros = [
-                torch.zeros_like(value, device="cpu") if value is not None and value.is_meta else value
-                for value in arguments
-            ]
-            return operator.forward(*zeros)
+            return operator.forward(*data_free)
+        except RuntimeError:
+            return operator.forward(*map(_filled, known))
 
     def _evaluate(self, operator: Operator, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
         arguments = [
-            self._placeholder(name, "cpu") if name in self.shapes else self.values[name] if name else None
+            _filled(self._placeholder(name)) if name in self.shapes else self.values[name] if name else None
             for name in inputs
         ]
         for output, result in zip(outputs, operator.forward(*arguments), strict=False):
@@ -308,7 +319,20 @@ class Builder:
         converted = {name: self.program_value(name) for name in constants if name in read}
         shapes = {renamed.get(name, name): shape for name, shape in self.shapes.items()}
         shapes |= {name: tuple(value.shape[1:]) for name, value in converted.items()}
-        return finish(steps, inputs, wanted, converted, shapes, self.dtype, self.device)
+        return finish(
+            steps,
+            inputs,
+            wanted,
+            constants=converted,
+            shapes=shapes,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+
+def _filled(value: Tensor | None) -> Tensor | None:
+    """Zeros for a value without data."""
+    return torch.zeros_like(value, device="cpu") if value is not None and value.is_meta else value
 
 
 def _rename(step: Step, names: Mapping[str, str]) -> Step:

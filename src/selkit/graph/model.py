@@ -31,12 +31,12 @@ class ValueSpec:
     shape
         ONNX shape, ``None`` for each size that is not fixed; ``None`` altogether where it is not declared.
     dtype
-        Torch's dtype.
+        Torch's dtype; ``None`` for an output whose type is not declared.
     """
 
     name: str
     shape: tuple[int | None, ...] | None
-    dtype: torch.dtype
+    dtype: torch.dtype | None
 
 
 class Graph:
@@ -101,8 +101,8 @@ class Graph:
         opset = {_domain(entry.domain): entry.version for entry in proto.opset_import}
         _check_opset(opset)
         initializers = _initializers(proto.graph)
-        inputs = [spec for value in proto.graph.input if (spec := _spec(value)).name not in initializers]
-        outputs = [_spec(value) for value in proto.graph.output]
+        inputs = [_spec(value) for value in proto.graph.input if value.name not in initializers]
+        outputs = [_spec(value, declared=False) for value in proto.graph.output]
         nodes = build_nodes(proto.graph, opset, {*initializers, *(spec.name for spec in inputs)})
         known = {*initializers, *(spec.name for spec in inputs), *(n for node in nodes for n in node.outputs)}
         missing = [spec.name for spec in outputs if spec.name not in known]
@@ -207,20 +207,23 @@ def _initializers(graph: onnx.GraphProto) -> dict[str, Tensor]:
     return values
 
 
-def _spec(value: onnx.ValueInfoProto) -> ValueSpec:
+def _spec(value: onnx.ValueInfoProto, *, declared: bool = True) -> ValueSpec:
+    """What a model says about an input (whose type must be declared) or an output."""
     kind = value.type.WhichOneof("value")
+    if kind is None and not declared:
+        return ValueSpec(value.name, None, None)
     if kind != "tensor_type":
         what = f"is a {kind or 'value without type'}, but only tensors are supported"
         raise UnsupportedModelError([unsupported(value.name, what)])
-    declared = value.type.tensor_type
+    tensor = value.type.tensor_type
     try:
-        dtype = torch_dtype(declared.elem_type)
+        dtype = torch_dtype(tensor.elem_type) if declared or tensor.elem_type else None
     except UnsupportedAttribute as error:
         raise UnsupportedModelError([unsupported(value.name, str(error))]) from error
-    if not declared.HasField("shape"):
+    if not tensor.HasField("shape"):
         return ValueSpec(value.name, None, dtype)
     sizes = []
-    for dim in declared.shape.dim:
+    for dim in tensor.shape.dim:
         fixed = dim.WhichOneof("value") == "dim_value"
         if fixed and not 0 <= dim.dim_value < 2**31:
             raise FileFormatError(f"{value.name} declares the size {dim.dim_value}; damaged or hostile file")

@@ -143,7 +143,15 @@ class Program:
         unknown = [name for name in outputs if name not in self.shapes]
         if unknown:
             raise InvalidInputError(f"the program has no value(s) {', '.join(unknown)}")
-        return finish(self.steps, self.inputs, outputs, self.constants, self.shapes, self.dtype, self.device)
+        return finish(
+            self.steps,
+            self.inputs,
+            outputs,
+            constants=self.constants,
+            shapes=self.shapes,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def to(self, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Program:
         """Return the program for another dtype or device."""
@@ -184,6 +192,7 @@ def finish(
     steps: Iterable[Step],
     inputs: Mapping[str, Shape],
     outputs: Sequence[str],
+    *,
     constants: Mapping[str, Tensor],
     shapes: Mapping[str, Shape],
     dtype: torch.dtype,

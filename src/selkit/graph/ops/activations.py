@@ -82,6 +82,10 @@ class Clip(PiecewiseLinear, Composite):
     min: float | None = None
     max: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise UnsupportedAttribute(f"min={self.min} is above max={self.max}")
+
     def kind(self, live: Sequence[bool]) -> Kind:
         """``COMPOSITE`` of Max and Min if a limit is live."""
         return Kind.COMPOSITE if any(live[1:]) else super().kind(live)
@@ -114,7 +118,10 @@ class Clip(PiecewiseLinear, Composite):
         return (x if high is None else x.clamp(max=high),)
 
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
-        return tuple(limit for limit in self._limits(inputs) if limit is not None)
+        low, high = self._limits(inputs)
+        if isinstance(low, Tensor) and isinstance(high, Tensor):
+            low = torch.minimum(low, high)  # crossed limits leave one value everywhere
+        return tuple(limit for limit in (low, high) if limit is not None)
 
 
 @register("HardSigmoid", since=(6, 22))

@@ -122,7 +122,7 @@ class PiecewiseLinear(Operator):
 
 
 class Maximum(Operator):
-    """The maximum (or, if :attr:`sign` is -1, the minimum) over a set of candidates for each output element."""
+    """The maximum (the minimum, if :attr:`sign` is -1) over a set of candidates for each output element."""
 
     KIND = Kind.MAXIMUM
 

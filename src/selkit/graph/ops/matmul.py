@@ -77,7 +77,7 @@ class Einsum(Product):
     equation: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z.,\s]+(->[A-Za-z.\s]*)?", self.equation):
+        if not re.fullmatch(r"[A-Za-z.,\s]*(->[A-Za-z.\s]*)?", self.equation):
             raise UnsupportedAttribute(f"equation={self.equation!r} is not understood")
 
     def kind(self, live: Sequence[bool]) -> Kind:

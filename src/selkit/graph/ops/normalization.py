@@ -74,39 +74,43 @@ class _Normalization(Composite):
         return tuple(parameter)
 
     def forward(self, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-        """Normalize, then scale and shift."""
+        """Normalize, then scale and shift; also return the mean and the inverse deviation."""
         rows = x.reshape(x.shape[0], *self._grouped(x.shape[1:]))
+        mean = rows.mean(-1, keepdim=True)
         if self.CENTERED:
-            rows = rows - rows.mean(-1, keepdim=True)
-        y = rows / (rows.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
-        y = y.reshape(x.shape)
+            rows = rows - mean
+        inverse = (rows.square().mean(-1, keepdim=True) + self.epsilon).rsqrt()
+        y = (rows * inverse).reshape(x.shape)
         for value, combine in zip(parameters, _SCALE_AND_SHIFT, strict=False):
             if value is not None:
                 shaped = value.reshape(value.shape[0], *self._parameter(x.shape[1:], value.shape[1:]))
                 y = combine(*align(y, shaped))
-        return (y,)
+        return y, mean, inverse
 
     def decompose(self, build: Decomposition, x: str, *parameters: str) -> tuple[str, ...]:
         """Means, a square, a root, a reciprocal and a product."""
         shape = build.shapes[0] or ()
         rows = build(Reshape(allowzero=1), x, torch.tensor(self._grouped(shape), dtype=torch.int64))
+        mean = build(ReduceMean(axes=(-1,)), rows)
         if self.CENTERED:
-            rows = build(Sub(), rows, build(ReduceMean(axes=(-1,)), rows))
+            rows = build(Sub(), rows, mean)
         variance = build(ReduceMean(axes=(-1,)), build(Power(2.0), rows))
         root = build(Sqrt(), build(Add(), variance, torch.tensor(self.epsilon, dtype=torch.float64)))
-        y = build(Mul(), rows, build(Reciprocal(), root))
-        y = build(Reshape(allowzero=1), y, torch.tensor(tuple(shape), dtype=torch.int64))
+        inverse = build(Reciprocal(), root)
+        y = build(Reshape(allowzero=1), build(Mul(), rows, inverse), torch.tensor(shape, dtype=torch.int64))
         for name, size, operator in zip(parameters, build.shapes[1:], (Mul(), Add()), strict=False):
             if name:
                 target = torch.tensor(self._parameter(shape, size or ()), dtype=torch.int64)
                 y = build(operator, y, build(Reshape(allowzero=1), name, target))
-        return (y,)
+        return y, mean, inverse
 
 
 @register("LayerNormalization", since=(17,))
 @dataclass(frozen=True)
 class LayerNormalization(_Normalization):
     """Over all axes from ``axis`` on."""
+
+    OUTPUTS = 3
 
     axis: int = -1
     epsilon: float = 9.999999747378752e-06
@@ -116,6 +120,19 @@ class LayerNormalization(_Normalization):
         axis = self.axis % len(shape)
         return (*shape[:axis], math.prod(shape[axis:]))
 
+    def forward(self, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        y, *statistics = super().forward(x, *parameters)
+        axis = self.axis % (x.ndim - 1)
+        shape = (*x.shape[: axis + 1], *(1,) * (x.ndim - 1 - axis))
+        return y, *(value.reshape(shape) for value in statistics)
+
+    def decompose(self, build: Decomposition, x: str, *parameters: str) -> tuple[str, ...]:
+        y, *statistics = super().decompose(build, x, *parameters)
+        shape = build.shapes[0] or ()
+        axis = self.axis % len(shape)
+        target = torch.tensor((*shape[:axis], *(1,) * (len(shape) - axis)), dtype=torch.int64)
+        return y, *(build(Reshape(allowzero=1), value, target) for value in statistics)
+
 
 @register("RMSNormalization", since=(23,))
 @dataclass(frozen=True)
@@ -123,6 +140,7 @@ class RMSNormalization(LayerNormalization):
     """As LayerNormalization, but without subtracting the mean."""
 
     CENTERED = False
+    OUTPUTS = 1
 
 
 @register("InstanceNormalization", since=(6, 22))

@@ -63,6 +63,9 @@ class Sampling:
 
     def positions(self, axis: Axis) -> NDArray[Any]:
         """Where in the input each output element is read; in float32 for nearest, as onnxruntime rounds."""
+        return np.asarray(self._positions(axis))
+
+    def _positions(self, axis: Axis) -> Any:
         real: Any = np.float32 if self.mode == "nearest" else np.float64
         x = np.arange(axis.after, dtype=real)
         scale, before, after = real(axis.scale), real(axis.before), real(axis.after)
@@ -84,7 +87,7 @@ class Sampling:
         if axis.after == 1:
             return np.full(1, half * (begin + end) * (before - one))
         step = (end - begin) * (before - one) / (after - one)
-        return np.asarray(begin * (before - one) + x * step)
+        return begin * (before - one) + x * step
 
     def indices(self, axis: Axis) -> NDArray[np.int64]:
         """Element read for each output element (nearest)."""
@@ -114,7 +117,7 @@ class Sampling:
         reach = first[:, None] + np.arange(taps)
         weights = self._kernel((reach - x[:, None]) * shrink)
         inside = (reach >= 0) & (reach <= axis.before - 1)
-        if self.exclude_outside or self.antialias:
+        if self.exclude_outside:
             weights = weights * inside
         weights = weights / weights.sum(axis=1, keepdims=True)
         index = np.clip(reach, 0, axis.before - 1).astype(np.int64)
@@ -329,16 +332,19 @@ class Resize(_Resampling):
         ratio = min(ratios) if self.keep_aspect_ratio_policy == "not_larger" else max(ratios)
         return [Axis(b, int(np.floor(np.float32(b) * ratio + np.float32(0.5))), float(ratio)) for b in shape]
 
-    def forward(self, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-        axes = self.axes_of(x.shape[1:], *parameters)
-        y = resample(x, axes, self.sampling)
+    def _fill(self, y: Tensor, axes: Sequence[Axis], value: float) -> Tensor:
+        """Give elements that lie outside the input one value."""
         for dim, axis in enumerate(axes, start=1):
             outside = self.sampling.outside(axis)
             if outside.any():
                 mask = torch.from_numpy(outside).to(y.device).reshape(-1, *(1,) * (y.ndim - dim - 1))
-                y = y.masked_fill(mask, self.extrapolation_value)
-        return (y,)
+                y = y.masked_fill(mask, value)
+        return y
+
+    def forward(self, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        axes = self.axes_of(x.shape[1:], *parameters)
+        return (self._fill(resample(x, axes, self.sampling), axes, self.extrapolation_value),)
 
     def spread(self, live: Sequence[bool], x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         axes = self.axes_of(x.shape[1:], *parameters)
-        return (resample(x, axes, self.sampling, absolute=True),)
+        return (self._fill(resample(x, axes, self.sampling, absolute=True), axes, 0.0),)

@@ -358,7 +358,8 @@ class Gelu(Smooth):
 
     def derivative(self, x: Tensor) -> Tensor:
         if self.approximate == "none":
-            return torch.special.ndtr(x) + x * _normal_density(x)
+            share: Tensor = torch.special.ndtr(x)
+            return share + x * _normal_density(x)
         u, first, _ = self._inner(x)
         return (1 + u.tanh()) / 2 + x / 2 * _sech2(u) * first
 
