@@ -102,11 +102,11 @@ def risk_threshold(
         In (0, 1).
     method
         ``"ltt"``: Learn-then-Test (Angelopoulos et al. 2021): ranks on a fixed grid are tested upwards from
-        several starts until the first that fails, by the binomial bound of Geifman & El-Yaniv for losses 0 or
-        1, and by Hoeffding-Bentkus for others. ``"sgr"``, for losses 0 or 1 only: the search of Geifman &
-        El-Yaniv 2017, "Selective classification for deep neural networks", algorithm 1, over ranks by halves,
-        each step at ``(1 - confidence) / ceil(log2 M)``. It finds no larger coverage on average, and its proof
-        takes it that the risk does not fall as more is accepted.
+        several starts until the first that fails, by the binomial bound of Geifman & El-Yaniv for losses 0
+        or 1, and by Hoeffding-Bentkus for others. ``"sgr"``, for losses 0 or 1 only: the search of Geifman &
+        El-Yaniv 2017, "Selective classification for deep neural networks", algorithm 1: by halves, each at
+        ``(1 - confidence) / ceil(log2 M)``. It finds no larger coverage on average, and its proof takes it
+        that the risk does not fall as more is accepted.
     otherwise
         Where no threshold can be promised: ``"raise"``, or ``"accept_nothing"`` for minus infinity.
 
@@ -151,8 +151,8 @@ def risk_threshold(
     needed = math.ceil(math.log(delta) / math.log1p(-target))
     raise NoGuaranteeError(
         f"no threshold can promise a risk of at most {risk} with confidence {confidence} on these "
-        f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss {needed} accepted samples are "
-        "needed). Give more samples, allow more risk, or say otherwise='accept_nothing'"
+        f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss {needed} "
+        "accepted samples are needed). Give more samples, allow more risk, or say otherwise='accept_nothing'"
     )
 
 

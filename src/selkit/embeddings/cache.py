@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selkit.embeddings.sources import Identity
 from selkit.errors import InvalidTypeError
 
 _PLAIN = (str, int, float, bool, bytes, type(None))
@@ -31,35 +32,28 @@ class FeatureCache:
     ----------
     directory
         Made where it does not exist.
-    model
-        A torch module, or anything that an ONNX source can be made of.
-    options
-        What else the features depend on.
+    identity
+        Of a source: the module or bytes, and what else the features depend on.
 
     Raises
     ------
     InvalidTypeError
-        If an option is a function, whose behaviour has no name.
+        If they depend on a function, whose behaviour has no name.
     """
 
-    def __init__(self, directory: str | Path, model: Any, options: Sequence[Any]) -> None:
+    def __init__(self, directory: str | Path, identity: Identity) -> None:
+        model, options = identity
         if any(callable(option) for option in options):
             raise InvalidTypeError(
                 "a cache cannot tell what a function does: give pool= by name, or no cache="
             )
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(f"selkit 1 {torch.__version__} {list(options)!r}".encode())
+        self._model = hashlib.sha256(f"selkit 1 {torch.__version__} {options!r}".encode())
         if isinstance(model, nn.Module):
-            _add_module(digest, model)
+            _add_module(self._model, model)
         else:
-            from selkit.embeddings.onnx import OnnxSource, read_model
-
-            content = (
-                model.content if isinstance(model, OnnxSource) else read_model(model).SerializeToString()
-            )
-            digest.update(content)
-        self._model = digest
+            self._model.update(model)
 
     def key(self, batch: Any) -> str:
         """Name of the features of one batch."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from selkit.embeddings.batches import Key, input_of, rows_of, take_rows, target_of
+from selkit.embeddings.cache import FeatureCache
 from selkit.embeddings.sources import Pool, Source, Want, check_rows, source_of
 from selkit.errors import InvalidInputError
 from selkit.utils.progress import track
@@ -132,7 +133,7 @@ def extract(
     (torch.Size([10, 3]), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
     source = source_of(model, want, layer=layer, pool=pool)
-    store = _cache(cache, model, want, layer, pool)
+    store = None if cache is None else FeatureCache(cache, source.identity)
     values: list[Tensor] = []
     targets: list[Tensor] = []
     whole: bool | None = None if input_key is None else False
@@ -154,11 +155,3 @@ def extract(
     if not values:
         raise InvalidInputError("the loader is empty: it yields no batch")
     return Features(torch.cat(values), torch.cat(targets) if labels else None)
-
-
-def _cache(cache: str | Path | None, model: Any, want: Want, layer: str | None, pool: Pool) -> Any:
-    if cache is None:
-        return None
-    from selkit.embeddings.cache import FeatureCache
-
-    return FeatureCache(cache, model, (want, layer or "", pool))

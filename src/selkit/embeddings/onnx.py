@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selkit.embeddings.batches import to_device
-from selkit.embeddings.sources import Pool, Want, pooled
+from selkit.embeddings.sources import Identity, Pool, Want, pooled
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
@@ -92,6 +92,11 @@ class OnnxSource:
         self._input = inputs[0]
         if self._input.type not in _FLOATS:
             raise InvalidTypeError(f"the model's input is {self._input.type}; a floating one is needed")
+
+    @property
+    def identity(self) -> Identity:
+        """What the features depend on."""
+        return self.content, (self.want, self.layer, self.pool)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

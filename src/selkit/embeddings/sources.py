@@ -17,6 +17,8 @@ from selkit.errors import InvalidInputError, InvalidTypeError
 Want: TypeAlias = Literal["embedding", "logits"]
 Pool: TypeAlias = Literal["mean", "flatten", "tokens"] | Callable[[Tensor], Tensor] | None
 
+Identity: TypeAlias = tuple[nn.Module | bytes, tuple[Any, ...]]
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -24,6 +26,11 @@ class Source(Protocol):
 
     def __call__(self, inputs: Any) -> Tensor:
         """Features of one batch, with one row for each sample."""
+        ...
+
+    @property
+    def identity(self) -> Identity:
+        """The model (or its bytes) and everything else that the features depend on, for a cache."""
         ...
 
     def running(self) -> contextlib.AbstractContextManager[None]:
@@ -113,6 +120,11 @@ class TorchSource:
             self._call = model.embed  # type: ignore[assignment]
         elif callable(getattr(model, "logits", None)):
             self._call = model.logits  # type: ignore[assignment]
+
+    @property
+    def identity(self) -> Identity:
+        """What the features depend on."""
+        return self.model, (self.want, self.layer, self.pool)
 
     @property
     def device(self) -> torch.device | None:
@@ -208,3 +220,14 @@ def check_rows(features: Tensor, inputs: Any) -> None:
             f"the model gave features of shape {tuple(features.shape)} for {rows} samples; "
             "one row for each sample is needed"
         )
+
+
+def run(source: Source, inputs: Any, *, training: bool) -> Tensor:
+    """Features of one batch, checked; a model in training is switched to evaluation meanwhile."""
+    if training:
+        with source.running():
+            features = source(inputs)
+    else:
+        features = source(inputs)
+    check_rows(features, inputs)
+    return features

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from selkit.embeddings.batches import Key
 from selkit.embeddings.extract import extract as extract_features
-from selkit.embeddings.sources import Pool, Want, check_rows, source_of
+from selkit.embeddings.sources import Pool, Want, run, source_of
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
 from selkit.scores.data import FitData, Given, checked, from_loaders, only_one, unpacked
 from selkit.scores.estimator import OutlierEstimator
 from selkit.scores.thresholds import Thresholds
-from selkit.utils.arrays import ArrayLike, as_matrix, check_fraction
+from selkit.utils.arrays import ArrayLike, as_labels, as_matrix, check_fraction
 from selkit.utils.precision import full_precision
 
 
@@ -145,8 +145,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         self._where = {"layer": layer, "pool": pool}
         self._fit_data(data, q)
         if data.Y is not None:
-            self.calibration_scores = self._score_chunked(data.Y, data.y_cal, "Y")
-            self.calibration_labels = data.y_cal
+            self._keep_calibration(data.Y, data.y_cal)
         return self
 
     def score(
@@ -183,7 +182,8 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
             For NaN, infinity, an empty query or another width than that of the references.
         """
         self._check_fitted()
-        return self._score_chunked(self._query(query, model, loader, input_key, cache), None, "query")
+        features, labels = self._query(query, model, loader, {"input_key": input_key, "cache": cache})
+        return self._checked_score(features, labels, "query")
 
     def select(
         self,
@@ -216,8 +216,9 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         """
         self._check_fitted()
         self._check_calibrated()
-        score = self.score(query, model=model, loader=loader, input_key=input_key, cache=cache)
-        return {"score": score, "selected": score <= self._threshold_for(score, groups)}
+        features, labels = self._query(query, model, loader, {"input_key": input_key, "cache": cache})
+        score, selected = self._decide(features, labels, groups)
+        return {"score": score, "selected": selected}
 
     def extract(self, model: Any, x: Any) -> Tensor:
         """What :meth:`score` takes, from one batch of a model's inputs.
@@ -239,14 +240,9 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         InvalidInputError
             If the model does not give one row for each sample.
         """
-        source = source_of(model, self.feature, **self._where)
-        if getattr(model, "training", False):
-            with source.running():
-                features = source(x)
-        else:
-            features = source(x)
-        check_rows(features, x)
-        return features
+        return run(
+            source_of(model, self.feature, **self._where), x, training=getattr(model, "training", False)
+        )
 
     def forward(self, query: Tensor) -> Tensor:
         """The same as :meth:`score`."""
@@ -277,13 +273,32 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         q = check_fraction(q, "q (the fraction of references to keep)", zero=False)
         scores = self._self_scores()
         if scores is None:
-            scores = self._score_chunked(X, None, "X")
+            scores = self._checked_score(X, None, "X")
         return scores <= float(np.quantile(scores.double().cpu().numpy(), q))
 
-    def _score_chunked(self, query: Tensor, labels: Tensor | None, name: str) -> Tensor:
+    def _checked_score(self, query: Tensor, labels: Tensor | None, name: str) -> Tensor:
+        """Scores of queries of the right width, without gradients or reduced precision."""
         self._check_width(query, name)
-        with torch.no_grad(), full_precision(query.device):
-            return self._score(query)
+        with torch.no_grad(), full_precision(query.device), full_precision(self._device(query)):
+            return self._score_labelled(query, labels)
+
+    def _score_labelled(self, query: Tensor, labels: Tensor | None) -> Tensor:
+        """Scores of queries whose predicted labels may be known; most scores need none."""
+        return self._score(query)
+
+    def _keep_calibration(self, Y: Tensor, y_cal: Tensor | None) -> None:
+        self.calibration_scores = self._checked_score(Y, y_cal, "Y")
+        self.calibration_labels = y_cal
+
+    def _decide(
+        self, query: Tensor, labels: Tensor | None, groups: ArrayLike | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores, and which of them are selected."""
+        score = self._checked_score(query, labels, "query")
+        return score, score <= self._threshold_for(score, groups)
+
+    def _device(self, query: Tensor) -> torch.device:
+        return next((buffer.device for buffer in self.buffers()), query.device)
 
     def _check_width(self, query: Tensor, name: str) -> None:
         if self.width is not None and query.shape[1] != int(self.width):
@@ -293,14 +308,19 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
             )
 
     def _query(
-        self, query: Any, model: Any, loader: Iterable[Any] | None, input_key: Key, cache: Any
-    ) -> Tensor:
+        self, query: Any, model: Any, loader: Iterable[Any] | None, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features of queries in any form, and their labels if they came with some."""
         if (query is None) == (model is None) or (model is None) != (loader is None):
             raise InvalidInputError("give either query=, or model= and loader=")
         if query is None:
-            options = {"input_key": input_key, "cache": cache, **self._where}
-            query = extract_features(model, loader or (), self.feature, **options).values
-        return self._check(unpacked(query, "query", self.feature)[0], "query")
+            query = self._from_loader(model, loader or (), options)
+        values, labels = unpacked(query, "query", self.feature)
+        features = self._check(values, "query")
+        return features, None if labels is None else as_labels(labels, "the query's labels", len(features))
+
+    def _from_loader(self, model: Any, loader: Iterable[Any], options: dict[str, Any]) -> Any:
+        return extract_features(model, loader, self.feature, **options, **self._where).values
 
     def _check_fitted(self) -> None:
         if not self.is_fitted:

@@ -20,29 +20,63 @@ def exact_device(tensor: Tensor) -> torch.device:
     return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
 
 
-def second_moment(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased covariance and the mean fourth power of the centred length, in float64.
+def class_means(X: Tensor, member: Tensor, classes: int) -> Tensor:
+    """Mean of the rows of each class, in float64.
 
     Parameters
     ----------
-    X
-        Shape ``(N, D)``.
+    X, member
+        Rows ``(N, D)`` and the class number of each.
+    classes
+        Number of classes, each with a member.
 
     Returns
     -------
-    mean, covariance, fourth
-        Shapes ``(D,)``, ``(D, D)`` and ``()``.
+    Tensor
+        Shape ``(C, D)``.
     """
     device = exact_device(X)
-    parts = torch.split(X, _ROWS)
-    mean = sum((part.to(device).double().sum(0) for part in parts), torch.zeros((), device=device)) / len(X)
+    sums = torch.zeros((classes, X.shape[1]), dtype=torch.float64, device=device)
+    for rows, part in zip(torch.split(member, _ROWS), torch.split(X, _ROWS), strict=True):
+        sums.index_add_(0, rows.to(device), part.to(device).double())
+    return sums / torch.bincount(member.to(device), minlength=classes)[:, None]
+
+
+def second_moment(X: Tensor, means: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Biased covariance around class means, and the mean fourth power of the centred length, in float64.
+
+    Parameters
+    ----------
+    X, member
+        Rows ``(N, D)`` and the class number of each.
+    means
+        From :func:`class_means`.
+
+    Returns
+    -------
+    covariance, fourth
+        Shapes ``(D, D)`` and ``()``.
+    """
+    device = means.device
     product = torch.zeros((X.shape[1], X.shape[1]), dtype=torch.float64, device=device)
     fourth = torch.zeros((), dtype=torch.float64, device=device)
-    for part in parts:
-        centred = part.to(device).double() - mean
+    for rows, part in zip(torch.split(member, _ROWS), torch.split(X, _ROWS), strict=True):
+        centred = part.to(device).double() - means[rows.to(device)]
         product += centred.T @ centred
         fourth += centred.square().sum(1).square().sum()
-    return mean, product / len(X), fourth / len(X)
+    return product / len(X), fourth / len(X)
+
+
+def whitening_of(X: Tensor, means: Tensor, member: Tensor, shrinkage: Shrinkage) -> Tensor:
+    """``W`` in float64, so that rows ``(x - mean) W`` of ``X`` have about the identity as covariance.
+
+    Raises
+    ------
+    InvalidInputError
+        If the covariance is zero or singular, or for another ``shrinkage``.
+    """
+    covariance, fourth = second_moment(X, means, member)
+    return whitening(shrunk(covariance, fourth, len(X), shrinkage))
 
 
 def ledoit_wolf(covariance: Tensor, fourth: Tensor, samples: int) -> float:

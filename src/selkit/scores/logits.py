@@ -1,7 +1,8 @@
-"""Scores of logits: how undecided a classifier is."""
+"""Scores of logits: how undecided a classifier is, and how much the members of an ensemble differ."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
@@ -170,3 +171,212 @@ class EnergyScore(PointwiseLogitScore):
 
     def _bernoulli(self, z: Tensor, temperature: float) -> Tensor:
         return -temperature * functional.softplus(z)
+
+
+class SoftmaxScore(PointwiseLogitScore):
+    """The negated probability of the predicted class (Hendrycks & Gimpel 2017, "A baseline for detecting
+    misclassified and out-of-distribution examples"); of several labels the least sure one.
+
+    Parameters
+    ----------
+    temperature
+        Divides the logits; ``"fit"`` finds it in ``fit``, which needs labels.
+    task
+        ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
+    per_member
+        Logits are ``(N, C, M)``; the mean over members is taken.
+
+    Examples
+    --------
+    >>> import torch
+    >>> SoftmaxScore().score(torch.tensor([[0.0, 0.0], [10.0, 0.0]])).round(decimals=4)
+    tensor([-0.5000, -1.0000])
+    """
+
+    def _categorical(self, z: Tensor, temperature: float) -> Tensor:
+        return -z.softmax(1).amax(1)
+
+    def _bernoulli(self, z: Tensor, temperature: float) -> Tensor:
+        return -z.abs().sigmoid()
+
+
+class MaxLogitScore(PointwiseLogitScore):
+    """The negated largest logit (Hendrycks et al. 2022, "Scaling out-of-distribution detection for real-world
+    settings"); for a label that stands alone ``-|z|``.
+
+    Parameters
+    ----------
+    temperature
+        Divides the logits; ``"fit"`` finds it in ``fit``, which needs labels.
+    task
+        ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
+    per_member
+        Logits are ``(N, C, M)``; the mean over members is taken.
+
+    Examples
+    --------
+    >>> import torch
+    >>> MaxLogitScore().score(torch.tensor([[1.0, 0.0], [10.0, 0.0]]))
+    tensor([ -1., -10.])
+    """
+
+    def _categorical(self, z: Tensor, temperature: float) -> Tensor:
+        return -z.amax(1)
+
+    def _bernoulli(self, z: Tensor, temperature: float) -> Tensor:
+        return -z.abs()
+
+
+class EntropyScore(PointwiseLogitScore):
+    """Entropy of the predicted distribution, in nats; of several labels the least sure one.
+
+    Parameters
+    ----------
+    temperature
+        Divides the logits; ``"fit"`` finds it in ``fit``, which needs labels.
+    task
+        ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
+    per_member
+        Logits are ``(N, C, M)``; the mean over members is taken.
+
+    Examples
+    --------
+    >>> import torch
+    >>> EntropyScore().score(torch.tensor([[0.0, 0.0], [100.0, 0.0]])).round(decimals=4)
+    tensor([0.6931, 0.0000])
+    """
+
+    def _categorical(self, z: Tensor, temperature: float) -> Tensor:
+        return _entropy(z)
+
+    def _bernoulli(self, z: Tensor, temperature: float) -> Tensor:
+        return _binary_entropy(z)
+
+
+class MarginScore(PointwiseLogitScore):
+    """The negated distance of the two largest logits; of several labels the one nearest to its boundary.
+
+    Parameters
+    ----------
+    temperature
+        Divides the logits; ``"fit"`` finds it in ``fit``, which needs labels.
+    task
+        ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
+    per_member
+        Logits are ``(N, C, M)``; the mean over members is taken.
+
+    Examples
+    --------
+    >>> import torch
+    >>> MarginScore().score(torch.tensor([[1.0, 0.0, -3.0], [7.0, 2.0, 2.0]]))
+    tensor([-1., -5.])
+    """
+
+    def _categorical(self, z: Tensor, temperature: float) -> Tensor:
+        top = z.topk(2, dim=1).values
+        return top[:, 1] - top[:, 0]
+
+    def _bernoulli(self, z: Tensor, temperature: float) -> Tensor:
+        return -z.abs()
+
+
+class EnsembleLogitScore(LogitScore):
+    """A score of how members differ; of several labels the one on which they differ most."""
+
+    def __init__(self, temperature: float | Literal["fit"] = 1.0, task: Task = "multiclass") -> None:
+        super().__init__(temperature=temperature, task=task, per_member=True)
+
+    @abstractmethod
+    def _categorical(self, z: Tensor) -> Tensor:
+        """``(N, C, M)`` to ``(N,)``, for classes that compete."""
+
+    @abstractmethod
+    def _bernoulli(self, z: Tensor) -> Tensor:
+        """``(N, C, M)`` to ``(N, C)``, for labels that stand alone."""
+
+    def _canonical(self, logits: Tensor) -> Canonical:
+        found = super()._canonical(logits)
+        if found.values.shape[2] < 2:
+            raise InvalidInputError(
+                f"{type(self).__name__} compares members: the last axis of logits of shape "
+                f"{tuple(logits.shape)} must be at least 2"
+            )
+        return found
+
+    def _compute(self, logits: Canonical, temperature: float) -> Tensor:
+        if logits.categorical:
+            return self._categorical(logits.values)
+        return self._bernoulli(logits.values).amax(1)
+
+
+class MutualInformationScore(EnsembleLogitScore):
+    """Entropy of the mean prediction minus the mean entropy of the members' (Houlsby et al. 2011, "Bayesian
+    active learning"): what they disagree about, without what each is unsure of.
+
+    Logits are ``(N, C, M)``, with the members of an ensemble (or draws of a stochastic model, see
+    :class:`selkit.embeddings.MonteCarloDropout`) on the last axis.
+
+    Parameters
+    ----------
+    temperature
+        Divides the logits; ``"fit"`` finds it in ``fit``, which needs labels.
+    task
+        ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> agree = torch.tensor([[[100.0, 100.0], [0.0, 0.0]]])
+    >>> differ = torch.tensor([[[100.0, 0.0], [0.0, 100.0]]])
+    >>> MutualInformationScore().score(torch.cat([agree, differ])).round(decimals=4)
+    tensor([0.0000, 0.6931])
+    """
+
+    def _categorical(self, z: Tensor) -> Tensor:
+        mean = z.log_softmax(1).logsumexp(2) - math.log(z.shape[2])
+        return _entropy(mean) - _entropy(z).mean(1)
+
+    def _bernoulli(self, z: Tensor) -> Tensor:
+        mean = z.sigmoid().mean(2)
+        together = -torch.xlogy(mean, mean) - torch.xlogy(1 - mean, 1 - mean)
+        return together - _binary_entropy(z).mean(2)
+
+
+class PredictiveVarianceScore(EnsembleLogitScore):
+    """Variance of the predicted probabilities over members, summed over classes.
+
+    Logits are ``(N, C, M)``, with the members of an ensemble (or draws of a stochastic model, see
+    :class:`selkit.embeddings.MonteCarloDropout`) on the last axis.
+
+    Parameters
+    ----------
+    temperature
+        Divides the logits; ``"fit"`` finds it in ``fit``, which needs labels.
+    task
+        ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> differ = torch.tensor([[[100.0, 0.0], [0.0, 100.0]]])
+    >>> PredictiveVarianceScore().score(differ)
+    tensor([0.5000])
+    """
+
+    def _categorical(self, z: Tensor) -> Tensor:
+        return z.softmax(1).var(2, correction=0).sum(1)
+
+    def _bernoulli(self, z: Tensor) -> Tensor:
+        return z.sigmoid().var(2, correction=0)
+
+
+def _entropy(z: Tensor) -> Tensor:
+    """Entropy over axis 1; ``z`` may be off by a constant, as logits are."""
+    logs = z.log_softmax(1)
+    return -(logs.exp() * logs).sum(1)
+
+
+def _binary_entropy(z: Tensor) -> Tensor:
+    """Entropy of each sigmoid: ``softplus(|z|) - |z| sigmoid(|z|)``, without cancellation."""
+    size = z.abs()
+    return functional.softplus(-size) + size * torch.sigmoid(-size)

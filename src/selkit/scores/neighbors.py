@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selkit.errors import InvalidInputError, NotFittedError
 from selkit.scores.base import Stat, UncertaintyScore
-from selkit.scores.covariance import Shrinkage, second_moment, shrunk, whitening
+from selkit.scores.covariance import Shrinkage, class_means, whitening_of
 from selkit.scores.pca import TensorPCA, fitted_projection, rebuilt_projection
 from selkit.scores.search import References, nearest
 from selkit.utils.arrays import ArrayLike, check_count
@@ -248,8 +248,8 @@ class MahalanobisScore(KNNScore):
         self.keep(shrinkage=shrinkage)
 
     def _learn_space(self, X: Tensor) -> None:
-        _, covariance, fourth = second_moment(X)
-        self.whitening = whitening(shrunk(covariance, fourth, len(X), self.shrinkage)).to(X)
+        one = torch.zeros(len(X), dtype=torch.long, device=X.device)
+        self.whitening = whitening_of(X, class_means(X, one, 1), one, self.shrinkage).to(X)
 
     def _to_space(self, X: Tensor) -> Tensor:
         if self.whitening is None:

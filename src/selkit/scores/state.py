@@ -26,6 +26,7 @@ class Stateful(nn.Module):
     """
 
     buffer_names: ClassVar[tuple[str, ...]] = ()
+    unsaved: ClassVar[tuple[str, ...]] = ()  # parameters that a file does without
     _kinds: ClassVar[dict[str, type[Stateful]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -112,7 +113,11 @@ class Stateful(nn.Module):
     def _spec(self) -> dict[str, Any]:
         return {
             "class": type(self).__name__,
-            "params": {name: _encode(value) for name, value in self.get_params(deep=False).items()},
+            "params": {
+                name: _encode(value)
+                for name, value in self.get_params(deep=False).items()
+                if name not in self.unsaved
+            },
             "extra": self._extra(),
         }
 

@@ -1,0 +1,132 @@
+"""Distances to Gaussians with one covariance, fitted to the classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selkit.errors import InvalidInputError, NotFittedError
+from selkit.scores.base import UncertaintyScore
+from selkit.scores.covariance import Shrinkage, class_means, whitening_of
+from selkit.utils.arrays import ArrayLike
+
+
+class GaussianScore(UncertaintyScore):
+    """Squared Mahalanobis distance to the nearest class mean, with a covariance that all classes share (Lee
+    et al. 2018, "A simple unified framework for detecting out-of-distribution samples").
+
+    Without labels all references are one class.
+
+    Parameters
+    ----------
+    shrinkage
+        ``"ledoit-wolf"``, or the weight of the identity in [0, 1]; see
+        :class:`selkit.scores.MahalanobisScore`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> X = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+    >>> y = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    >>> score = GaussianScore(shrinkage=0.0).fit(torch.cat([X, X + 10]), y)
+    >>> score.score(torch.tensor([[0.0, 0.0], [10.0, 11.0]])).round(decimals=4)
+    tensor([0., 2.])
+    """
+
+    buffer_names = ("center", "whitening", "means", "classes")
+    uses_labels = True
+    center: Tensor | None
+    whitening: Tensor | None
+    means: Tensor | None
+    classes: Tensor | None
+    shrinkage: Shrinkage
+
+    def __init__(self, shrinkage: Shrinkage = "ledoit-wolf") -> None:
+        super().__init__()
+        self.keep(shrinkage=shrinkage)
+
+    def _fit(self, X: Tensor, y: Tensor | None) -> None:
+        labels = torch.zeros(len(X), dtype=torch.long, device=X.device) if y is None else y.to(X.device)
+        if labels.ndim != 1:
+            raise InvalidInputError(f"y must have one label for each reference; got {tuple(labels.shape)}")
+        self.classes, member = torch.unique(labels, return_inverse=True)
+        means = class_means(X, member, len(self.classes))
+        root = whitening_of(X, means, member, self.shrinkage)
+        middle = means.mean(0)  # subtracted before whitening, where float32 would lose digits
+        self.center, self.whitening = middle.to(X), root.to(X)
+        self.means = ((means - middle) @ root).to(X)
+
+    def class_distances(self, query: ArrayLike) -> Tensor:
+        """Squared Mahalanobis distance to each class mean.
+
+        Parameters
+        ----------
+        query
+            Shape ``(N, D)``.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(N, C)``, in the order of ``classes``.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        """
+        self._check_fitted()
+        checked = self._check(query, "query")
+        self._check_width(checked, "query")
+        with torch.no_grad():
+            return self._distances(checked)
+
+    def _distances(self, query: Tensor) -> Tensor:
+        if self.center is None or self.whitening is None or self.means is None:
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
+        inside = (query.to(self.means) - self.center) @ self.whitening
+        # differences, not products: a query may be very near to a mean
+        far = torch.cdist(inside, self.means, compute_mode="donot_use_mm_for_euclid_dist")
+        return far.square().to(query.device)
+
+    def _score(self, query: Tensor) -> Tensor:
+        return self._distances(query).amin(1)
+
+
+class RelativeMahalanobisScore(GaussianScore):
+    """Squared Mahalanobis distance to the nearest class mean, minus that to one Gaussian fitted to all
+    references (Ren et al. 2021, "A simple fix to Mahalanobis distance for improving near-OOD detection").
+
+    Needs labels of at least two classes.
+
+    Parameters
+    ----------
+    shrinkage
+        As in :class:`GaussianScore`, for both covariances.
+
+    Examples
+    --------
+    >>> import torch
+    >>> X = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+    >>> y = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    >>> score = RelativeMahalanobisScore(shrinkage=0.0).fit(torch.cat([X, X + 10]), y)
+    >>> score.score(torch.tensor([[0.0, 0.0], [5.0, 5.0]])).round(decimals=2)
+    tensor([ -0.9900, 100.0000])
+    """
+
+    needs_labels = True
+
+    def __init__(self, shrinkage: Shrinkage = "ledoit-wolf") -> None:
+        super().__init__(shrinkage=shrinkage)
+        self.background = GaussianScore(shrinkage=shrinkage)
+
+    def _fit(self, X: Tensor, y: Tensor | None) -> None:
+        super()._fit(X, y)
+        if self.classes is not None and len(self.classes) < 2:
+            raise InvalidInputError(
+                "y has one class only, which is as far as all references; use GaussianScore"
+            )
+        self.background = GaussianScore(shrinkage=self.shrinkage)
+        self.background._fit(X, None)
+
+    def _score(self, query: Tensor) -> Tensor:
+        return super()._score(query) - self.background._score(query)
