@@ -19,9 +19,9 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# The examples of the docs and docstrings run in `make test`.
 docs: $(STAMP)
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
-	OMP_NUM_THREADS=1 $(PY) -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
 
 bench: $(STAMP)
 	@sed -n '/^## Run/,$$p' benchmarks/README.md
