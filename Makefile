@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.selkit-installed
 # Two workers with one thread each: most tests are small, and threads would only wait for each other.
+# A file stays with one worker, so that what its tests share is made once.
 WORKERS ?= 2
 
 .PHONY: demo test lint docs bench clean
@@ -12,7 +13,7 @@ demo: $(STAMP)
 	$(PY) examples/microscopy.py
 
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
