@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError
+from selkit.scores.rows import Rows, blocks_of
 from selkit.utils.arrays import check_fraction
 
 Shrinkage: TypeAlias = Literal["ledoit-wolf"] | float
-
-_ROWS = 16384
 
 
 def exact_device(tensor: Tensor) -> torch.device:
@@ -20,7 +19,7 @@ def exact_device(tensor: Tensor) -> torch.device:
     return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
 
 
-def class_means(X: Tensor, member: Tensor, classes: int) -> Tensor:
+def class_means(X: Tensor | Rows, member: Tensor, classes: int) -> Tensor:
     """Mean of the rows of each class, in float64.
 
     Parameters
@@ -35,14 +34,18 @@ def class_means(X: Tensor, member: Tensor, classes: int) -> Tensor:
     Tensor
         Shape ``(C, D)``.
     """
-    device = exact_device(X)
-    sums = torch.zeros((classes, X.shape[1]), dtype=torch.float64, device=device)
-    for rows, part in zip(torch.split(member, _ROWS), torch.split(X, _ROWS), strict=True):
-        sums.index_add_(0, rows.to(device), part.to(device).double())
+    device = exact_device(member)
+    sums = torch.zeros((classes, _width(X)), dtype=torch.float64, device=device)
+    for where, part in blocks_of(X):
+        sums.index_add_(0, member[where].to(device), part.to(device).double())
     return sums / torch.bincount(member.to(device), minlength=classes)[:, None]
 
 
-def second_moment(X: Tensor, means: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+def _width(X: Tensor | Rows) -> int:
+    return X.shape[1] if isinstance(X, Tensor) else X.block(0, 1).shape[1]  # a transform may change it
+
+
+def second_moment(X: Tensor | Rows, means: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
     """Biased covariance around class means, and the mean fourth power of the centred length, in float64.
 
     Parameters
@@ -58,16 +61,17 @@ def second_moment(X: Tensor, means: Tensor, member: Tensor) -> tuple[Tensor, Ten
         Shapes ``(D, D)`` and ``()``.
     """
     device = means.device
-    product = torch.zeros((X.shape[1], X.shape[1]), dtype=torch.float64, device=device)
+    width = means.shape[1]
+    product = torch.zeros((width, width), dtype=torch.float64, device=device)
     fourth = torch.zeros((), dtype=torch.float64, device=device)
-    for rows, part in zip(torch.split(member, _ROWS), torch.split(X, _ROWS), strict=True):
-        centred = part.to(device).double() - means[rows.to(device)]
+    for where, part in blocks_of(X):
+        centred = part.to(device).double() - means[member[where].to(device)]
         product += centred.T @ centred
         fourth += centred.square().sum(1).square().sum()
-    return product / len(X), fourth / len(X)
+    return product / len(member), fourth / len(member)
 
 
-def whitening_of(X: Tensor, means: Tensor, member: Tensor, shrinkage: Shrinkage) -> Tensor:
+def whitening_of(X: Tensor | Rows, means: Tensor, member: Tensor, shrinkage: Shrinkage) -> Tensor:
     """``W`` in float64, so that rows ``(x - mean) W`` of ``X`` have about the identity as covariance.
 
     Raises
@@ -76,7 +80,7 @@ def whitening_of(X: Tensor, means: Tensor, member: Tensor, shrinkage: Shrinkage)
         If the covariance is zero or singular, or for another ``shrinkage``.
     """
     covariance, fourth = second_moment(X, means, member)
-    return whitening(shrunk(covariance, fourth, len(X), shrinkage))
+    return whitening(shrunk(covariance, fourth, len(member), shrinkage))
 
 
 def ledoit_wolf(covariance: Tensor, fourth: Tensor, samples: int) -> float:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from selkit.errors import InvalidInputError, NotFittedError
+from selkit.errors import FileFormatError, InvalidInputError, NotAvailableError, NotFittedError
+from selkit.scores.approximate import build, opened, search
 from selkit.scores.base import Stat, UncertaintyScore
+from selkit.scores.cluster import DaskRows, is_dask
 from selkit.scores.covariance import Shrinkage, class_means, whitening_of
 from selkit.scores.pca import TensorPCA, fitted_projection, rebuilt_projection
+from selkit.scores.rows import FileRows, Rows, TensorRows, as_rows, blocks_of
 from selkit.scores.search import References, nearest
 from selkit.utils.arrays import ArrayLike, check_count
 from selkit.utils.precision import full_precision
 
+Index = Literal["exact", "faiss"]
 STATS = ("max", "mean", "median", "min")
 
 
@@ -32,24 +37,39 @@ class KNNScore(UncertaintyScore):
     pca
         Search among principal components: a :class:`TensorPCA`, or the number of components (a fraction: of
         explained variance).
+    index
+        ``"exact"``, or ``"faiss"`` for an approximate search by a graph of neighbours, which can miss some
+        (extra ``faiss``).
+
+    Notes
+    -----
+    References that are a ``numpy.memmap`` stay in their file and are read a block at a time; those of a Dask
+    array are searched block by block on Dask's cluster (extra ``dask``). A tensor is kept, not copied.
     """
 
-    buffer_names: ClassVar[tuple[str, ...]] = ("reference", "center", "norms")
+    buffer_names: ClassVar[tuple[str, ...]] = ("reference", "center", "norms", "file", "graph")
     reference: Tensor | None
     center: Tensor | None
     norms: Tensor | None
+    file: Tensor | None
+    graph: Tensor | None
     k: int
     stat: Stat
     pca: TensorPCA | float | None
+    index: Index
 
-    def __init__(self, k: int = 1, stat: Stat = "max", pca: TensorPCA | float | None = None) -> None:
+    def __init__(
+        self, k: int = 1, stat: Stat = "max", pca: TensorPCA | float | None = None, *, index: Index = "exact"
+    ) -> None:
         super().__init__()
-        self.keep(k=k, stat=stat, pca=pca)
+        self.keep(k=k, stat=stat, pca=pca, index=index)
         self.projection: TensorPCA | None = None
+        self._outside: DaskRows | FileRows | None = None
+        self._faiss: Any = None
 
     # the space in which neighbours are near
 
-    def _learn_space(self, X: Tensor) -> None:
+    def _learn_space(self, X: Rows) -> None:
         """Learn what ``_to_space`` needs, from references behind the projection."""
 
     @abstractmethod
@@ -60,43 +80,113 @@ class KNNScore(UncertaintyScore):
         """The score's distance from the Euclidean one in that space."""
         return euclidean
 
-    # fitting and scoring
+    # fitting
 
-    def _fit(self, X: Tensor, y: Tensor | None) -> None:
+    def _check_references(self, values: object) -> Any:
+        if is_dask(values):
+            return DaskRows.checked(values, "X")
+        if isinstance(values, np.memmap):
+            return FileRows.checked(values, "X")
+        return self._check(values, "X")
+
+    def _fit(self, X: Tensor | Rows, y: Tensor | None) -> None:
         check_count(self.k, "k")
-        if self.stat not in STATS:
-            raise InvalidInputError(f"stat must be one of {list(STATS)}; got {self.stat!r}")
+        if self.stat not in STATS or self.index not in ("exact", "faiss"):
+            raise InvalidInputError(
+                f"stat must be one of {list(STATS)} and index 'exact' or 'faiss'; "
+                f"got {self.stat!r} and {self.index!r}"
+            )
         if X.shape[0] < self.k:
             raise InvalidInputError(
                 f"k={self.k} neighbours need at least as many references; got {X.shape[0]}"
             )
+        if self.index == "faiss" and not isinstance(X, Tensor):
+            raise NotAvailableError("index='faiss' needs references in memory; use index='exact' for others")
         self.projection = None if self.pca is None else fitted_projection(self.pca, X)
-        projected = self._projected(X)
-        self._learn_space(projected)
-        self._keep_references(References.of(self._to_space(projected)))
+        self._learn_space(as_rows(X).mapped(self._projected))
+        if isinstance(X, Tensor):
+            inside = self._inside(X)
+            self._keep_references(References.of(inside))
+            self.reference = inside
+            self.graph = build(inside) if self.index == "faiss" else None
+        elif isinstance(X, DaskRows):
+            self._outside = X.mapped(self._detached()._inside)
+        elif isinstance(X, FileRows):
+            self.file, self._outside = X.address(), X
+            self._keep_references(References.of(X.mapped(self._inside)))
 
     def _keep_references(self, found: References) -> None:
-        self.reference, self.center, self.norms = torch.as_tensor(found.rows), found.center, found.norms
+        self.center, self.norms = found.center, found.norms
 
-    def _references(self) -> References:
-        if self.reference is None or self.center is None or self.norms is None:
-            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
-        return References(self.reference, self.center, self.norms)
+    def _forget(self) -> None:
+        super()._forget()
+        self._outside = self._faiss = None
+
+    def _inliers(self, X: Any, q: float) -> Tensor:
+        if not isinstance(X, Tensor):
+            raise NotAvailableError(
+                "q= needs references in memory; filter the file or the array before fitting"
+            )
+        return super()._inliers(X, q)
+
+    def _detached(self) -> KNNScore:
+        """A copy without references, light enough to be sent to workers."""
+        copy = type(self)(**self.get_params(deep=False))
+        light = {k: v for k, v in self.state_dict().items() if k.split(".")[0] in ("projection", "whitening")}
+        copy.load_state_dict(light)
+        return copy
+
+    # searching
 
     def _projected(self, X: Tensor) -> Tensor:
         return X if self.projection is None else self.projection.transform(X)
+
+    def _inside(self, X: Tensor) -> Tensor:
+        return self._to_space(self._projected(X))
+
+    def _references(self) -> References:
+        if self.reference is not None:
+            rows: Rows = TensorRows(self.reference)
+        elif self.file is not None:
+            if not isinstance(self._outside, FileRows):
+                self._outside = self._reopened(self.file)
+            rows = self._outside.mapped(self._inside)
+        else:
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
+        if self.center is None or self.norms is None:
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
+        return References(rows, self.center, self.norms)
+
+    def _reopened(self, address: Tensor) -> FileRows:
+        found = FileRows.at(address)
+        if self.center is not None and self.norms is not None:
+            first = self._inside(found.block(0, 64)).to(self.center)
+            if not torch.allclose((first - self.center).square().sum(1), self.norms[:64], rtol=1e-3):
+                raise FileFormatError(f"{found.array.filename} does not hold the references of fit any more")
+        return found
+
+    def _nearest(self, inside: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if isinstance(self._outside, DaskRows):
+            return self._outside.nearest(inside, k)
+        references = self._references()
+        if self.graph is None:
+            return nearest(inside, references, k)
+        self._faiss = opened(self.graph) if self._faiss is None else self._faiss
+        return search(self._faiss, inside, references, k)
 
     def _score(self, query: Tensor) -> Tensor:
         return self._reduce(self._search(query, 0)[0])
 
     def _self_scores(self) -> Tensor | None:
-        references = self._references()
-        if len(references) <= self.k:
+        rows = self._outside if isinstance(self._outside, DaskRows) else self._references().rows
+        if rows.shape[0] <= self.k:
             return None
-        rows = torch.as_tensor(references.rows)
+        parts = []
         with torch.no_grad():
-            distances, _ = nearest(rows, references, self.k + 1)
-            return self._reduce(self._distance(distances[:, 1:], rows))
+            for _, block in blocks_of(rows):
+                distances, _ = self._nearest(block, self.k + 1)
+                parts.append(self._reduce(self._distance(distances[:, 1:], block)))
+        return torch.cat(parts)
 
     def _reduce(self, distances: Tensor) -> Tensor:
         if self.stat == "max":
@@ -106,9 +196,9 @@ class KNNScore(UncertaintyScore):
         return distances.mean(1) if self.stat == "mean" else distances[:, (self.k - 1) // 2]
 
     def _search(self, query: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        references = self._references()
-        inside = self._to_space(self._projected(query.to(references.center)))
-        distances, index = nearest(inside, references, self.k + offset)
+        like = query if isinstance(self._outside, DaskRows) else self._references().center
+        inside = self._inside(query.to(like))
+        distances, index = self._nearest(inside, self.k + offset)
         found = self._distance(distances[:, offset:], inside)
         return found.to(query.device), index[:, offset:].to(query.device)
 
@@ -145,6 +235,17 @@ class KNNScore(UncertaintyScore):
 
     def _rebuild(self, keys: list[str]) -> None:
         self.projection = rebuilt_projection(self.pca, keys)
+        self._outside = self._faiss = None
+
+    def _extra(self) -> dict[str, Any]:
+        if isinstance(self._outside, DaskRows):
+            raise NotAvailableError(
+                "references in a Dask array cannot be saved with the score; save the array, and fit again"
+            )
+        return super()._extra()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_faiss": None}  # made again from its bytes
 
 
 class EuclideanScore(KNNScore):
@@ -161,6 +262,14 @@ class EuclideanScore(KNNScore):
     pca
         Search among principal components: a :class:`TensorPCA`, or the number of components (a fraction: of
         explained variance).
+    index
+        ``"exact"``, or ``"faiss"`` for an approximate search by a graph of neighbours, which can miss some
+        (extra ``faiss``).
+
+    Notes
+    -----
+    References that are a ``numpy.memmap`` stay in their file and are read a block at a time; those of a Dask
+    array are searched block by block on Dask's cluster (extra ``dask``). A tensor is kept, not copied.
 
     Examples
     --------
@@ -182,7 +291,7 @@ class CosineScore(KNNScore):
 
     Parameters
     ----------
-    k, stat, pca
+    k, stat, pca, index
         As in :class:`EuclideanScore`.
 
     Examples
@@ -193,13 +302,14 @@ class CosineScore(KNNScore):
     tensor([0.0000, 0.2929, 1.0000])
     """
 
-    def _learn_space(self, X: Tensor) -> None:
-        zero = (X == 0).all(1)
-        if bool(zero.any()):
-            raise InvalidInputError(
-                f"{int(zero.sum())} of {len(X)} references are zero everywhere, first in row "
-                f"{int(zero.int().argmax())}: they have no direction; remove them or use EuclideanScore"
-            )
+    def _learn_space(self, X: Rows) -> None:
+        for where, block in blocks_of(X):
+            zero = (block == 0).all(1)
+            if bool(zero.any()):
+                raise InvalidInputError(
+                    f"references are zero everywhere, first in row {where.start + int(zero.int().argmax())}: "
+                    "they have no direction; remove them or use EuclideanScore"
+                )
 
     def _to_space(self, X: Tensor) -> Tensor:
         # scaled first, so that the length neither overflows nor vanishes
@@ -218,7 +328,7 @@ class MahalanobisScore(KNNScore):
 
     Parameters
     ----------
-    k, stat, pca
+    k, stat, pca, index
         As in :class:`EuclideanScore`.
     shrinkage
         ``"ledoit-wolf"``: towards a multiple of the identity, by what the data call for, so that fewer
@@ -242,14 +352,17 @@ class MahalanobisScore(KNNScore):
         k: int = 1,
         stat: Stat = "max",
         pca: TensorPCA | float | None = None,
+        *,
         shrinkage: Shrinkage = "ledoit-wolf",
+        index: Index = "exact",
     ) -> None:
-        super().__init__(k=k, stat=stat, pca=pca)
+        super().__init__(k, stat, pca, index=index)
         self.keep(shrinkage=shrinkage)
 
-    def _learn_space(self, X: Tensor) -> None:
-        one = torch.zeros(len(X), dtype=torch.long, device=X.device)
-        self.whitening = whitening_of(X, class_means(X, one, 1), one, self.shrinkage).to(X)
+    def _learn_space(self, X: Rows) -> None:
+        first = X.block(0, 1)
+        one = torch.zeros(X.shape[0], dtype=torch.long, device=first.device)
+        self.whitening = whitening_of(X, class_means(X, one, 1), one, self.shrinkage).to(first)
 
     def _to_space(self, X: Tensor) -> Tensor:
         if self.whitening is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from selkit.errors import InvalidInputError, NotAvailableError, NotFittedError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.covariance import exact_device
+from selkit.scores.rows import Rows, blocks_of
 from selkit.scores.state import Stateful
 from selkit.utils.arrays import ArrayLike, as_matrix, check_count, check_fraction
 
@@ -362,7 +363,7 @@ class PCAScore(UncertaintyScore):
         self.projection = rebuilt_projection(self.pca, keys)
 
 
-def fitted_projection(pca: TensorPCA | float, X: Tensor) -> TensorPCA:
+def fitted_projection(pca: TensorPCA | float, X: Tensor | Rows) -> TensorPCA:
     """A fitted copy of what the ``pca`` argument asks for; the argument itself is left alone.
 
     Raises
@@ -373,10 +374,13 @@ def fitted_projection(pca: TensorPCA | float, X: Tensor) -> TensorPCA:
     copy = _fresh(pca)
     if isinstance(pca, TensorPCA) and pca.is_fitted:
         copy.load_state_dict(pca.state_dict())
-        copy.transform(X[:1])  # refuses another width
-        copy._count = copy._sum = copy._scatter = None
-        return copy.to(X.device)
-    return copy.fit(X)
+        copy.transform(next(blocks_of(X, 1))[1])  # refuses another width
+    else:
+        for _, block in blocks_of(X):
+            copy.partial_fit(block)
+        copy.finalize()
+    copy._count = copy._sum = copy._scatter = None
+    return copy.to(X.device) if isinstance(X, Tensor) else copy
 
 
 def rebuilt_projection(pca: TensorPCA | float | None, keys: list[str]) -> TensorPCA | None:

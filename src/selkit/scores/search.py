@@ -11,14 +11,12 @@ none of the others is nearer; queries where it cannot are searched again in floa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError
+from selkit.scores.rows import Rows, as_rows, blocks_of
 from selkit.utils.precision import full_precision
 
 GROUP = 64  # neighbouring columns that are reduced to one minimum
@@ -30,59 +28,49 @@ SPARE = 8  # candidates kept beyond k
 
 @dataclass(frozen=True)
 class References:
-    """Rows to search, which may lie in a memory-mapped file, and what one pass over them gives.
+    """Rows to search, and what one pass over them gives.
 
     Attributes
     ----------
     rows
-        ``(N, D)``, a tensor or an array.
+        ``(N, D)``, in memory or in a file.
     center
         ``(D,)``, near the middle, so that norms, and with them rounding errors, are small.
     norms
         ``|r - c|^2``, ``(N,)``.
     """
 
-    rows: Tensor | npt.NDArray[Any]
+    rows: Rows
     center: Tensor
     norms: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor | npt.NDArray[Any]) -> References:
-        """Prepare rows for searching."""
-        first = _rows(rows, slice(0, COLUMNS))
-        center = first.mean(0)
-        norms = [
-            (_rows(rows, slice(at, at + COLUMNS)) - center).square().sum(1)
-            for at in range(0, rows.shape[0], COLUMNS)
-        ]
-        found = cls(rows, center, torch.cat(norms))
+    def of(cls, rows: Tensor | Rows) -> References:
+        """Prepare rows for searching.
+
+        Raises
+        ------
+        InvalidInputError
+            If squares of their numbers overflow.
+        """
+        center = torch.zeros(0)
+        norms: list[Tensor] = []
+        for where, block in blocks_of(rows, COLUMNS):
+            center = block.mean(0) if where.start == 0 else center
+            norms.append((block - center).square().sum(1))
+        found = cls(as_rows(rows), center, torch.cat(norms))
         _check_range(found.norms, "X")
         return found
 
     def __len__(self) -> int:
-        return int(self.rows.shape[0])
+        return self.rows.shape[0]
 
     def block(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Some rows and their norms, on the device and in the dtype of a tensor."""
-        rows = _rows(self.rows, slice(start, stop)).to(like)
+        rows = self.rows.block(start, stop).to(like)
         if like.dtype is self.norms.dtype:
             return rows, self.norms[start:stop].to(like.device)
         return rows, (rows - self.center.to(like)).square().sum(1)
-
-    def take(self, index: Tensor, like: Tensor) -> Tensor:
-        """Rows by number; the shape of ``index`` and one more axis."""
-        if isinstance(self.rows, Tensor):
-            flat = self.rows.index_select(0, index.flatten().to(self.rows.device)).to(like)
-        else:
-            unique, inverse = np.unique(index.cpu().numpy(), return_inverse=True)
-            flat = _rows(self.rows, unique).to(like)[torch.from_numpy(inverse.ravel()).to(like.device)]
-        return flat.view(*index.shape, -1)
-
-
-def _rows(rows: Tensor | npt.NDArray[Any], which: slice | npt.NDArray[np.int64]) -> Tensor:
-    """Some rows as a tensor; rows of a file are read here, and nowhere else."""
-    part = rows[which]
-    return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, copy=True))
 
 
 def nearest(query: Tensor, references: References, k: int) -> tuple[Tensor, Tensor]:
@@ -215,7 +203,7 @@ def _refine(
     """Distances of the candidates as sums of squared differences, and whether the k nearest are proven."""
     exact = torch.empty_like(best)
     for rows in _spans(len(query), 256):
-        near = references.take(index[rows], query)
+        near = references.rows.take(index[rows]).to(query)
         exact[rows] = torch.linalg.vector_norm(near.sub_(query[rows, None]), dim=2)
     exact, order = exact.sort(dim=1)
     index = index.gather(1, order)
