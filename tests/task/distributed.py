@@ -1,4 +1,4 @@
-"""A test and a prediction on one or two processes; writes what came out. Run as a script by test_distributed."""
+"""A test, a validation and a prediction on one or two processes; test_distributed runs it as a script."""
 
 from __future__ import annotations
 

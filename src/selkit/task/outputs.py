@@ -13,7 +13,10 @@ Columns = dict[str, Any]
 
 def to_cpu(value: Any) -> Any:
     """A detached tensor on the CPU that can be written to; other things as they are."""
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    with torch.inference_mode(False):
+        return value.detach().cpu().clone()
 
 
 def join(parts: list[Columns]) -> Columns:

@@ -72,10 +72,10 @@ def run_tests(test: RegionTest, x: Tensor, selected: Tensor) -> RegionResults:
         On the CPU.
     """
     chosen = selected.tolist()
-    p_values = torch.full((2, len(chosen)), torch.nan, dtype=torch.float64)
     results: list[Any] = [None] * len(chosen)
     reasons: list[str | None] = ["rejected"] * len(chosen)
     with torch.inference_mode(False):  # results outlive the run, and tests may need gradients
+        p_values = torch.full((2, len(chosen)), torch.nan, dtype=torch.float64)
         for i, accepted in enumerate(chosen):
             if not accepted:
                 continue

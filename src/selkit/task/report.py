@@ -37,6 +37,7 @@ class SelectionReport(nn.Module):
         self.risk = copy.deepcopy(rc_metric)
         self.risk.reset()
         self.regions = None if alpha is None else RegionTally(alpha)
+        self.curve: RiskCoverage | None = None  # of all processes, after compute
 
     def update(
         self,
@@ -60,15 +61,12 @@ class SelectionReport(nn.Module):
         with warnings.catch_warnings():  # it may have no loss here, or none at all
             warnings.filterwarnings("ignore", ".*was called before the ``update`` method.*", UserWarning)
             risk: dict[str, Tensor] = self.risk.compute()
+            self.curve = self.risk.get_curve()
         if risk[f"{self.risk.prefix}count"]:
             values |= risk
         if self.regions is not None:
             values |= self.regions.compute()
         return values
-
-    def curve(self) -> RiskCoverage | None:
-        """The risk-coverage curve over all processes, if there was a loss."""
-        return self.risk.get_curve()
 
 
 def scalars(values: Mapping[str, Any]) -> dict[str, Tensor]:

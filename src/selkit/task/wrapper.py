@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -226,7 +227,8 @@ class SelectiveInferenceTask(LightningModule):
         """Compute and log the report, and join the kept outputs."""
         self._finish()
         if self.acc_test_outputs:
-            self.test_outputs = [gather(parts) for parts in self._kept]
+            with torch.inference_mode(False):  # they outlive the run
+                self.test_outputs = [gather(parts) for parts in self._kept]
         self._kept = []
 
     def on_validation_epoch_end(self) -> None:
@@ -284,10 +286,10 @@ class SelectiveInferenceTask(LightningModule):
             return None
         loaders = max(1, len(self._reports) - 1)
         if dataloader_idx is None or (loaders == 1 and dataloader_idx == 0):
-            return self._report(0).curve()
+            return self._report(0).curve
         if not 0 <= dataloader_idx < loaders:
             raise InvalidInputError(f"dataloader_idx must be from 0 to {loaders - 1}; got {dataloader_idx}")
-        return self._report(dataloader_idx + 1).curve()
+        return self._report(dataloader_idx + 1).curve
 
 
 def _check_parts(task: Any, score: Any, roi_test: Any, loss: Any) -> None:
