@@ -257,7 +257,8 @@ POOLING = [
     case("AveragePool<kernel_shape=[3, 2], pads=[0, 1, 2, 0], strides=[2, 1], count_include_pad=1>(x)", x=X4),
     case("AveragePool<kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1>(x)", opsets=(10, NEWEST), x=X4),
     case(
-        "AveragePool<kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, pads=[1, 0, 1, 1], count_include_pad=1>(x)",
+        "AveragePool<kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, pads=[1, 0, 1, 1], "
+        "count_include_pad=1>(x)",
         opsets=(19, NEWEST),
         x=X4,
     ),

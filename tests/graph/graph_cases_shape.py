@@ -101,7 +101,8 @@ RESIZE = [
         x=(1, 2, 4, 5),
     ),
     case(
-        'Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=5.0>(x, r, , c)',
+        'Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=5.0>'
+        "(x, r, , c)",
         {"r": np.array([0, 0, 0.2, -0.3, 1, 1, 1.4, 0.9], np.float32), "c": i(1, 2, 5, 6)},
         opsets=(13, NEWEST),
         x=(1, 2, 4, 5),

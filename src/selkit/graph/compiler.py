@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError, UnsupportedModelError, UnsupportedNode
+from selkit.graph.fusion import Fusion
 from selkit.graph.ops.base import (
+    LARGEST,
     Composite,
     Decomposition,
     Kind,
     Operator,
     Random,
     UnsupportedAttribute,
+    check_size,
     floating,
 )
 from selkit.graph.ops.constants import Identity
@@ -132,8 +136,10 @@ def _shape(graph: Graph, name: str, shapes: Mapping[str, Shape]) -> Shape:
     if name not in shapes:
         raise InvalidInputError(f"shapes has no shape for {name!r}")
     shape = tuple(int(size) for size in shapes[name])
-    if any(size < 0 for size in shape):
-        raise InvalidInputError(f"shapes: {name!r} has the shape {shape} with a negative size")
+    if any(size < 0 for size in shape) or math.prod(shape) > LARGEST:
+        raise InvalidInputError(
+            f"shapes: {name!r} has the shape {shape}; sizes may not be negative, nor elements over {LARGEST}"
+        )
     declared = next((spec.shape for spec in graph.inputs if spec.name == name), None)
     if declared is not None:
         fits = len(declared) == len(shape) and all(
@@ -174,6 +180,7 @@ class Builder:
 
     def add_input(self, name: str, shape: Shape, dtype: torch.dtype) -> None:
         """Declare a live value."""
+        check_size(shape)
         self.shapes[name] = tuple(shape)
         self.dtypes[name] = dtype
 
@@ -215,7 +222,14 @@ class Builder:
             return
         try:
             self._emit(operator, inputs, tuple(outputs), name)
-        except (UnsupportedAttribute, RuntimeError, IndexError, ValueError, TypeError) as error:
+        except (
+            UnsupportedAttribute,
+            RuntimeError,
+            LookupError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+        ) as error:
             shapes = ", ".join(str(self._shape_of(value)) for value in inputs if value)
             reason = f"{error} (its inputs have the shapes {shapes})" if shapes else str(error)
             kind = op_type or type(operator).__name__
@@ -314,16 +328,17 @@ class Builder:
                 self.keep = True
                 self.emit(Identity(), (source,), (name,), name)
         steps = [_rename(step, renamed) for step in self.steps]
-        constants = {name: value for name, value in self.values.items() if name not in inputs}
         read = {name for step in steps for name in step.inputs} | set(wanted)
-        converted = {name: self.program_value(name) for name in constants if name in read}
+        stored = {name: self.program_value(name) for name in self.values if name in read}
+        fusion = Fusion(steps, stored, wanted)
+        steps = _without_identities(fusion.run(), wanted)
         shapes = {renamed.get(name, name): shape for name, shape in self.shapes.items()}
-        shapes |= {name: tuple(value.shape[1:]) for name, value in converted.items()}
+        shapes |= {name: tuple(value.shape[1:]) for name, value in fusion.constants.items()}
         return finish(
             steps,
             inputs,
             wanted,
-            constants=converted,
+            constants=fusion.constants,
             shapes=shapes,
             dtype=self.dtype,
             device=self.device,
@@ -331,8 +346,23 @@ class Builder:
 
 
 def _filled(value: Tensor | None) -> Tensor | None:
-    """Zeros for a value without data."""
-    return torch.zeros_like(value, device="cpu") if value is not None and value.is_meta else value
+    """Zeros for a value without data, which take no memory."""
+    if value is None or not value.is_meta:
+        return value
+    return torch.zeros((), dtype=value.dtype).expand(value.shape)
+
+
+def _without_identities(steps: Sequence[Step], wanted: Sequence[str]) -> list[Step]:
+    """Let the readers of an identity read its input, unless it makes an output of the program."""
+    source: dict[str, str] = {}
+    kept = []
+    for step in steps:
+        step = _rename(step, source)  # noqa: PLW2901 - outputs are never renamed: they are made once
+        if isinstance(step.operator, Identity) and step.outputs[0] not in wanted:
+            source[step.outputs[0]] = step.inputs[0]
+        else:
+            kept.append(step)
+    return kept
 
 
 def _rename(step: Step, names: Mapping[str, str]) -> Step:

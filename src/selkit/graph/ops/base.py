@@ -352,7 +352,7 @@ def integers(tensor: Tensor) -> tuple[int, ...]:
     return tuple(int(value) for value in plain(tensor).reshape(-1).tolist())
 
 
-LARGEST = 2**31
+LARGEST = 2**28
 """Most elements that one value may have; files that ask for more are refused before memory is taken."""
 
 

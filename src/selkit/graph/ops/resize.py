@@ -144,6 +144,7 @@ class Sampling:
 @lru_cache(maxsize=256)
 def _matrix(sampling: Sampling, axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Matrix with which values are multiplied from the right: shape ``(before, after)``."""
+    check_size((axis.before, axis.after))
     return torch.from_numpy(sampling.matrix(axis).T.copy()).to(device, dtype)
 
 
