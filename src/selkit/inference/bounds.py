@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selkit.graph.ops.base import Affine, Kind, Maximum, PiecewiseLinear, Product
+from selkit.graph.ops.base import Kind, Maximum, PiecewiseLinear
 from selkit.graph.program import Program, Step
 from selkit.inference.line import Line
 
@@ -105,9 +105,9 @@ def _part(operands: Sequence[Band | Tensor | None], name: str) -> list[Tensor | 
 
 
 def _affine(step: Step, operands: Sequence[Band | Tensor | None]) -> list[Band]:
-    operator = step.operator
-    if not isinstance(operator, Affine | Product):
-        raise TypeError(f"{operator} has no spread")
+    spread = getattr(step.operator, "spread", None)
+    if spread is None:
+        raise TypeError(f"{step.operator} has no spread")
     count = next(len(operand.left) for operand in operands if isinstance(operand, Band))
     # One call for the two ends and for a third point whose distance from the first is the offset.
     stacked = [
@@ -116,8 +116,8 @@ def _affine(step: Step, operands: Sequence[Band | Tensor | None]) -> list[Band]:
         else operand
         for operand in operands
     ]
-    points = operator.forward(*stacked)
-    radii = operator.spread(step.live, *_part(operands, "radius"))
+    points = step.operator.forward(*stacked)
+    radii = spread(step.live, *_part(operands, "radius"))
     bands = []
     for point, radius in zip(points, radii, strict=True):
         left, right, moved = point[:count], point[count : 2 * count], point[2 * count :]

@@ -1,74 +1,199 @@
-"""Find the truncation set: which windows to look at, how, and until when."""
+"""Find the truncation set: which windows to look at, in which way, and until when.
+
+Three ways to learn about a window, from cheap to exact: bounds from its two ends, following it in single
+precision, following it in double precision. Each leaves open what it cannot decide; the next one takes it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from selkit.graph.program import Program
-from selkit.inference.events import SignEvent
-from selkit.inference.intervals import around
+from selkit.inference.bounds import Bounder
+from selkit.inference.events import Event, Settled
+from selkit.inference.intervals import Intervals, complement, intersection, union
 from selkit.inference.line import Follower, Line
 from selkit.inference.search import Search
 
-PIECES = 192
-"""Linear pieces that one stack should hold: enough to drown overhead, few enough for the cache."""
+Window = tuple[float, float]
+
+PROBES = 6
+"""Windows on which the width that bounds can decide is found out."""
+
+WORTH = 6.0
+"""Bounds cost about as much as this many linear pieces."""
+
+CACHE = 2**24
+"""Bytes of the largest value that one stack may hold: enough to drown overhead, few enough for the cache."""
+
+SAFETY = 32.0
+"""Single precision decides where a margin exceeds this many times the largest error that was seen."""
 
 
-@dataclass
 class Engine:
-    """Follows one line until a search has reached its goal.
+    """Learns where on a line a selection event holds.
 
-    Attributes
+    Parameters
     ----------
     program
-        Its output is what the event reads.
+        In double precision; its outputs are what the event reads.
     event
         The selection event.
     line
         The line through the observation.
-    windows
-        How many windows have been looked at.
     """
 
-    program: Program
-    event: SignEvent
-    line: Line
-    windows: int = 0
+    def __init__(self, program: Program, event: Event, line: Line) -> None:
+        self.event, self.line = event, line
+        fast = program.to(torch.float32)
+        self.exact = Follower(program, _stack(program))
+        self.fast = Follower(fast, _stack(fast))
+        self.bounder = Bounder(fast)
+        self.batch = max(4, min(64, _stack(fast) // 8))
+        self.tolerance = SAFETY * self._rounding(program, fast)
+        self.windows = 0
+        self.pieces = 0
+
+    def _rounding(self, program: Program, fast: Program) -> float:
+        """Largest difference of the outputs in single and double precision, at points along the line."""
+        z = torch.linspace(-5.0, 5.0, 6, dtype=torch.float64)
+        name = next(iter(program.inputs))
+        exact = program.run({name: self.line.at(z)})
+        rough = fast.run({name: self.line.at(z, torch.float32)})
+        return max(
+            float((exact[output] - rough[output].to(torch.float64)).abs().max()) for output in program.outputs
+        )
 
     def run(self, search: Search) -> None:
         """Search until the goal is reached or the whole domain is known."""
-        follower = Follower(self.program, limit=2 * PIECES)
-        width = 0.02
+        density, width = self._home(search)
+        if search.finished():
+            return
+        pace = self._probe(search, density, width)
         while not search.finished():
-            proposed = search.propose(width, 1)
-            if not proposed:
+            windows = search.propose(pace.width, self.batch if pace.bounds else 1)
+            if not windows:
+                return
+            rows = np.array(windows)
+            if pace.bounds:
+                known = self.bound(windows)
+                search.record(known)
+                rows = complement(union(known.included, known.excluded), rows)
+            before = self.pieces
+            self.follow(rows, search)
+            pace.update(windows, rows, self.pieces - before)
+
+    def _probe(self, search: Search, density: float, width: float) -> _Pace:
+        """Find out how wide windows may be for bounds to decide them.
+
+        A bound's radius grows with the square of the width, so one try at some width tells at which it is
+        as small as the margin. Where that window has no more than a few pieces, following it is cheaper.
+        """
+        windows = search.propose(width, PROBES)
+        if not windows:
+            return _Pace(width, False, self.fast.limit)
+        ends = torch.tensor(windows, dtype=torch.float64, device=self.line.a.device)
+        slack = self.event.slack(self.bounder.bound(self.line, ends), self.tolerance)
+        able = width * float(np.sqrt(np.median(slack)))
+        if able * density < WORTH:
+            return _Pace(width, False, self.fast.limit)
+        return _Pace(min(0.7 * able, 4 * width), True, self.fast.limit)
+
+    def _home(self, search: Search) -> tuple[float, float]:
+        """Follow the surroundings of the statistic until both ends of its interval are known.
+
+        Returns the density of linear pieces there, and a width with as many of them as fit a stack.
+        """
+        width, target, density = 0.02, self.fast.limit // 2, 0.0
+        while not search.finished() and not search.home_is_known():
+            windows = search.propose(width, 2)
+            if not windows:
                 break
-            pieces = 0
-            for window in proposed:
-                self.windows += 1
-                for trace in follower.follow(self.line, [window]):
-                    pieces += int(trace.joined.sum())
-                    search.record(self.event.settle(trace))
-            width *= min(4.0, max(0.25, PIECES * len(proposed) / max(pieces, 1)))
+            before = self.pieces
+            self.follow(np.array(windows), search)
+            found = self.pieces - before
+            density = found / sum(high - low for low, high in windows)
+            width *= min(4.0, max(0.25, target / max(found, 1)))
+        return density, width
+
+    def bound(self, windows: Sequence[Window]) -> Settled:
+        """Learn what the bounds of whole windows tell."""
+        self.windows += len(windows)
+        ends = torch.tensor(windows, dtype=torch.float64, device=self.line.a.device)
+        return self.event.settle_bands(self.bounder.bound(self.line, ends), ends, self.tolerance)
+
+    def follow(self, windows: Intervals, search: Search) -> None:
+        """Learn everything about windows: in single precision, and in double where that is not enough."""
+        if not len(windows):
+            return
+        self.windows += len(windows)
+        open_parts = self._follow(self.fast, windows, search, self.tolerance)
+        self._follow(self.exact, open_parts, search, 0.0)
+
+    def _follow(self, follower: Follower, windows: Intervals, search: Search, tolerance: float) -> Intervals:
+        known: list[Intervals] = []
+        if len(windows):
+            for trace in follower.follow(self.line, [(float(low), float(high)) for low, high in windows]):
+                settled = self.event.settle(trace, tolerance)
+                search.record(settled)
+                self.pieces += int(trace.joined.sum())
+                known += [settled.included, settled.excluded]
+        return complement(union(*known), windows) if known else windows
 
     def piece(self, search: Search) -> None:
-        """Look at the linear piece of the observation only."""
-        follower = Follower(self.program, limit=2 * PIECES)
+        """Learn about the linear piece of the observation only."""
         stat, width = search.stat, 1e-3
         while True:
-            z = torch.cat([trace.z for trace in follower.follow(self.line, [(stat - width, stat + width)])])
-            below, above = z[z <= stat], z[z >= stat]
-            if float(below.max()) > stat - width and float(above.min()) < stat + width or width > 1e3:
+            traces = list(self.exact.follow(self.line, [(stat - width, stat + width)]))
+            z = torch.cat([trace.z for trace in traces]).cpu().numpy()
+            low, high = float(z[z <= stat].max()), float(z[z >= stat].min())
+            if (low > stat - width and high < stat + width) or width > 1e3:
                 break
             width *= 8
         self.windows += 1
-        window = (float(below.max()), float(above.min()))
-        if window[0] == window[1]:
-            window = (stat - width, stat + width)
-        for trace in follower.follow(self.line, [window]):
-            search.record(self.event.settle(trace))
-        home = around(search.included, stat)
-        if home is not None:
-            search.searched = search.included
+        here = np.array([[low, high]])
+        for trace in traces:
+            settled = self.event.settle(trace)
+            search.record(Settled(intersection(settled.included, here), intersection(settled.excluded, here)))
+
+
+@dataclass
+class _Pace:
+    """How wide the next windows are, and whether to look at bounds before following.
+
+    Attributes
+    ----------
+    width
+        Of the next windows.
+    bounds
+        Whether bounds pay.
+    limit
+        Linear pieces that one stack should hold.
+    """
+
+    width: float
+    bounds: bool
+    limit: int
+
+    def update(self, windows: Sequence[Window], rows: Intervals, pieces: int) -> None:
+        """Learn from a round: what the bounds left open, or how many pieces were followed."""
+        if not self.bounds:
+            self.width *= min(2.0, max(0.5, 0.5 * self.limit / max(pieces, 1)))
+            return
+        rest = float(np.sum(rows[:, 1] - rows[:, 0])) if len(rows) else 0.0
+        share = rest / sum(high - low for low, high in windows)
+        if share < 0.15:
+            self.width *= 1.5
+        elif share > 0.35:
+            self.width /= 1.5
+
+
+def _stack(program: Program) -> int:
+    """How many points of a program fit into one stack."""
+    size = torch.finfo(program.dtype).bits // 8
+    largest = max(int(np.prod(shape)) for shape in program.shapes.values())
+    return int(np.clip(CACHE // (largest * size), 64, 1024))

@@ -6,12 +6,15 @@ An event reads values of a program at breakpoints and says on which part of each
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from selkit.inference.bounds import Band
 from selkit.inference.intervals import EMPTY, Intervals, as_intervals
 from selkit.inference.line import Trace
 
@@ -37,6 +40,14 @@ class Event(ABC):
     def settle(self, trace: Trace, tolerance: float = 0.0) -> Settled:
         """Return where the event holds on a trace whose values are right up to ``tolerance``."""
 
+    @abstractmethod
+    def settle_bands(self, bands: Mapping[str, Band], windows: Tensor, tolerance: float = 0.0) -> Settled:
+        """Return where the event holds on windows, of shape (B, 2), by the bounds of the values there."""
+
+    @abstractmethod
+    def slack(self, bands: Mapping[str, Band], tolerance: float = 0.0) -> NDArray[np.float64]:
+        """How many times wider the bounds could be and still exclude each window; of shape (B,)."""
+
 
 @dataclass(frozen=True, eq=False)
 class SignEvent(Event):
@@ -58,9 +69,7 @@ class SignEvent(Event):
 
     def signed(self, trace: Trace) -> Tensor:
         """Margins times their observed signs, of shape (K, elements): the event holds where all are >= 0."""
-        margin = trace.values[self.value].flatten(1)
-        if margin.shape[1] != len(self.index):
-            margin = margin.index_select(1, self.index)
+        margin = self._chosen(trace.values[self.value])
         return torch.where(self.positive, margin, -margin)
 
     def settle(self, trace: Trace, tolerance: float = 0.0) -> Settled:
@@ -87,8 +96,45 @@ class SignEvent(Event):
             excluded.append(_stretch(torch.stack([outer[:, 1], torch.ones_like(outer[:, 1])], 1), low, high))
         return Settled(
             as_intervals(np.concatenate(included)) if included else EMPTY,
-            _closure(np.concatenate(excluded)),
+            as_intervals(np.concatenate(excluded)),
         )
+
+    def settle_bands(self, bands: Mapping[str, Band], windows: Tensor, tolerance: float = 0.0) -> Settled:
+        """Return where every margin surely keeps its sign, and where one surely does not.
+
+        A wrong margin excludes a part of the window that begins at one of its ends: what is left is one
+        interval.
+        """
+        band = bands[self.value]
+        left, right = self._oriented(band.left), self._oriented(band.right)
+        # Rounding of the bounds themselves is far below a thousandth of their width.
+        radius = self._chosen(band.radius).to(torch.float64) * 1.001 + tolerance
+        offset = self._oriented(band.offset)
+        low, high = windows[:, 0], windows[:, 1]
+        outer = _positive_part(left + offset + radius, right + offset + radius, 0.0)
+        inner = _positive_part(left + offset - radius, right + offset - radius, 0.0)
+        zero, one = torch.zeros_like(low), torch.ones_like(low)
+        excluded = [
+            _stretch(torch.stack([zero, outer[:, 0]], 1), low, high),
+            _stretch(torch.stack([outer[:, 1], one], 1), low, high),
+        ]
+        return Settled(as_intervals(_stretch(inner, low, high)), as_intervals(np.concatenate(excluded)))
+
+    def slack(self, bands: Mapping[str, Band], tolerance: float = 0.0) -> NDArray[np.float64]:
+        """How many times wider the bounds could be and still exclude each window; 0 where nothing is wrong."""
+        band = bands[self.value]
+        wrong = -torch.maximum(self._oriented(band.left), self._oriented(band.right))
+        reach = self._chosen(band.radius).to(torch.float64) + self._oriented(band.offset).abs() + tolerance
+        ratio = (wrong / reach.clamp_min(torch.finfo(torch.float64).tiny)).amax(1).clamp_min(0.0)
+        return np.asarray(ratio.cpu().numpy(), dtype=np.float64)
+
+    def _chosen(self, value: Tensor) -> Tensor:
+        value = value.flatten(1)
+        return value if value.shape[1] == len(self.index) else value.index_select(1, self.index)
+
+    def _oriented(self, value: Tensor) -> Tensor:
+        value = self._chosen(value).to(torch.float64)
+        return torch.where(self.positive, value, -value)
 
     def _wrong(self, margin: Tensor, tolerance: float) -> Tensor:
         """Where an element surely has the other sign; zero is not above zero."""
@@ -125,7 +171,3 @@ def _runs(z: Tensor, pieces: Tensor) -> Intervals:
     """Return the pieces marked in ``pieces``, neighbours merged."""
     chosen = pieces.nonzero(as_tuple=True)[0]
     return as_intervals(torch.stack([z[chosen], z[chosen + 1]], 1).cpu().numpy())
-
-
-def _closure(rows: Intervals) -> Intervals:
-    return as_intervals(rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,48 +128,74 @@ def knot_crossings(step: Step, operands: Sequence[Tensor | None], joined: Tensor
     if not isinstance(operator, PiecewiseLinear) or operands[0] is None:
         raise TypeError(f"{step.operator} is not piecewise linear")
     value = operands[0]
+    count = len(value)
+    flat = value.reshape(count, -1)
     pairs, weights = [], []
     for knot in operator.knots(*operands):
-        side = torch.sign(value - knot)
-        passed = (side[1:] * side[:-1] < 0) & joined.reshape(-1, *(1,) * (value.ndim - 1))
-        index = passed.nonzero(as_tuple=True)
-        if not len(index[0]):
+        above = (value > knot).reshape(count, -1)
+        pair, element = _nonzero(above[1:] ^ above[:-1], joined)
+        if not len(pair):
             continue
-        level = torch.broadcast_to(torch.as_tensor(knot, dtype=value.dtype, device=value.device), value.shape)
-        before = (value[:-1][index] - level[:-1][index]).to(torch.float64)
-        after = (value[1:][index] - level[1:][index]).to(torch.float64)
-        pairs.append(index[0])
+        level: Tensor | float = knot
+        if isinstance(knot, Tensor):
+            rows = torch.broadcast_to(knot, value.shape).reshape(count, -1)
+            level = rows[pair, element].to(torch.float64)
+        before = flat[pair, element].to(torch.float64) - level
+        after = flat[pair + 1, element].to(torch.float64) - level
+        pairs.append(pair)
         weights.append(before / (before - after))
     return _gather(pairs, weights, joined)
 
 
-def winner_crossings(step: Step, operands: Sequence[Tensor | None], joined: Tensor, size: int) -> Crossings:
+def _nonzero(mask: Tensor, joined: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of what is set in the joined rows of a matrix, row by row."""
+    width = mask.shape[1]
+    if mask.device.type == "cpu":  # several times faster than torch for sparse masks
+        place = torch.from_numpy(np.flatnonzero(mask.numpy()))
+    else:
+        place = mask.reshape(-1).nonzero(as_tuple=True)[0]
+    row = torch.div(place, width, rounding_mode="floor")
+    keep = joined[row]
+    return row[keep], (place - row * width)[keep]
+
+
+def winner_crossings(
+    step: Step, operands: Sequence[Tensor | None], joined: Tensor, size: int
+) -> tuple[Crossings, Tensor]:
     """Where the winner of a maximum changes to the one at the next breakpoint.
 
     If one candidate wins at both ends it does in between: a maximum of lines is convex. Else the lines of
-    the two winners meet in between; there a third one may win, so the caller looks again.
+    the two winners meet in between; there a third one may win, so the caller looks again. The winners at
+    the breakpoints are returned, too.
     """
     operator = step.operator
     if not isinstance(operator, Maximum):
         raise TypeError(f"{step.operator} is not a maximum")
-    left = [_stacked(value, slice(None, -1), size) for value in operands]
-    right = [_stacked(value, slice(1, None), size) for value in operands]
     winner = operator.argmax(*operands)
-    mask = (winner[1:] != winner[:-1]) & joined.reshape(-1, *(1,) * (winner.ndim - 1))
-    if not mask.any():
-        return _gather([], [], joined)
+    changed = (winner[1:] != winner[:-1]).flatten(1).any(1) & joined
+    rows = changed.nonzero(as_tuple=True)[0]
+    if not len(rows):
+        return _gather([], [], joined), winner
+    left = [_stacked(value, rows, size) for value in operands]
+    right = [_stacked(value, rows + 1, size) for value in operands]
+    first, last = winner[rows], winner[rows + 1]
+    mask = first != last
     sign = operator.sign
-    left_lead = sign * (operator.pick(winner[:-1], *left) - operator.pick(winner[1:], *left))[mask]
-    right_lead = sign * (operator.pick(winner[1:], *right) - operator.pick(winner[:-1], *right))[mask]
+    left_lead = sign * (operator.pick(first, *left) - operator.pick(last, *left))[mask]
+    right_lead = sign * (operator.pick(last, *right) - operator.pick(first, *right))[mask]
     left_lead, right_lead = left_lead.to(torch.float64), right_lead.to(torch.float64)
-    meet = (left_lead > 0) & (right_lead > 0)
-    pair = mask.nonzero(as_tuple=True)[0]
-    return _gather([pair[meet]], [left_lead[meet] / (left_lead[meet] + right_lead[meet])], joined)
+    # Leads within rounding are ties: else two equal candidates would take turns for ever.
+    largest = max(float(value.abs().max()) for value in operands if value is not None and value.is_floating_point())
+    tie = 4 * torch.finfo(torch.float64 if operands[0] is None else operands[0].dtype).eps * largest
+    meet = (left_lead > tie) & (right_lead > tie)
+    pair = rows[mask.nonzero(as_tuple=True)[0]]
+    found = _gather([pair[meet]], [left_lead[meet] / (left_lead[meet] + right_lead[meet])], joined)
+    return found, winner
 
 
-def _stacked(value: Tensor | None, rows: slice, size: int) -> Tensor | None:
+def _stacked(value: Tensor | None, rows: Tensor, size: int) -> Tensor | None:
     """Some rows of a live value; a constant (one row) as it is."""
-    return value if value is None or value.shape[0] != size or size == 1 else value[rows]
+    return value if value is None or value.shape[0] != size or size == 1 else value.index_select(0, rows)
 
 
 def _gather(pairs: list[Tensor], weights: list[Tensor], joined: Tensor) -> Crossings:
@@ -214,17 +241,24 @@ class Follower:
     def _run(self, trace: Trace, start: int) -> Iterator[Trace]:
         for index in range(start, len(self.program.steps)):
             step = self.program.steps[index]
-            if step.kind in (Kind.PIECEWISE_LINEAR, Kind.MAXIMUM):
-                while len(found := self._crossings(step, trace)):
-                    parts = self._parts(trace, found)
-                    if len(parts) > 1:
-                        for part in parts:
-                            yield from self._run(part, index)
-                        return
-                    trace = trace.insert(found.pair, found.weight)
-                    if step.kind is Kind.PIECEWISE_LINEAR:
-                        break
-            trace = self._apply(step, trace)
+            winner = None
+            while step.kind in (Kind.PIECEWISE_LINEAR, Kind.MAXIMUM):
+                operands = self._operands(step, trace)
+                if step.kind is Kind.MAXIMUM:
+                    found, winner = winner_crossings(step, operands, trace.joined, len(trace.z))
+                else:
+                    found = knot_crossings(step, operands, trace.joined)
+                if not len(found):
+                    break
+                parts = self._parts(trace, found)
+                if len(parts) > 1:
+                    for part in parts:
+                        yield from self._run(part, index)
+                    return
+                trace = trace.insert(found.pair, found.weight)
+                if step.kind is Kind.PIECEWISE_LINEAR:
+                    break
+            trace = self._apply(step, trace, winner)
         yield replace(trace, values={name: trace.values[name] for name in self.program.outputs})
 
     def _operands(self, step: Step, trace: Trace) -> list[Tensor | None]:
@@ -234,14 +268,12 @@ class Follower:
             for name in step.inputs
         ]
 
-    def _crossings(self, step: Step, trace: Trace) -> Crossings:
+    def _apply(self, step: Step, trace: Trace, winner: Tensor | None) -> Trace:
         operands = self._operands(step, trace)
-        if step.kind is Kind.MAXIMUM:
-            return winner_crossings(step, operands, trace.joined, len(trace.z))
-        return knot_crossings(step, operands, trace.joined)
-
-    def _apply(self, step: Step, trace: Trace) -> Trace:
-        results = step.operator.forward(*self._operands(step, trace))
+        if winner is not None and isinstance(step.operator, Maximum):
+            results: tuple[Tensor, ...] = (step.operator.pick(winner, *operands),)
+        else:
+            results = step.operator.forward(*operands)
         values = dict(trace.values)
         values.update((name, value) for name, value in zip(step.outputs, results, strict=False) if name)
         for name in step.release:

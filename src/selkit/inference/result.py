@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 
-from selkit.inference.intervals import Intervals
+from selkit.errors import InvalidInputError
+from selkit.inference.intervals import LINE, Intervals
+from selkit.inference.line import Line
 from selkit.inference.truncated import (
-    LINE,
     Alternative,
     Distribution,
     confidence_interval,
@@ -27,14 +29,14 @@ class RoiResult:
     Attributes
     ----------
     stat
-        The contrast of the input divided by its standard deviation: standard normal under the null, before
-        selection.
+        The contrast of the input, in its units: such as the difference of two means.
     p_value
         Selective p-value, given the part of the line that was searched.
     inf_p, sup_p
         Bounds that contain the p-value of the full truncation set, whatever the unsearched part holds.
     truncated_intervals
-        Where on the line the observed region is selected; float64 of shape (n, 2), sorted, disjoint.
+        Values of the contrast at which the observed region is selected, everything else of the image held
+        fixed; float64 of shape (n, 2), sorted, disjoint.
     searched_intervals
         The part of the line that was searched; same form.
     output
@@ -47,13 +49,16 @@ class RoiResult:
     alternative
         As in scipy.
     scale
-        Standard deviation of the contrast: ``stat * scale`` is the contrast in the input's units.
+        Standard deviation of the contrast; ``stat / scale`` is standard normal under the null, before
+        selection.
     exact
         Whether the truncation set is exact on ``searched_intervals``, up to rounding.
     windows
         How many windows of the line were looked at.
     distribution
-        Null distribution of the statistic before selection.
+        Null distribution of ``stat / scale`` before selection.
+    line
+        The images on which all this holds, see :meth:`image_at`.
     """
 
     stat: float
@@ -71,10 +76,33 @@ class RoiResult:
     exact: bool
     windows: int
     distribution: Distribution
+    line: Line = field(repr=False)
+
+    @property
+    def z_score(self) -> float:
+        """The standardised statistic ``stat / scale``."""
+        return self.stat / self.scale
+
+    def image_at(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Return the image whose contrast has been moved to each of ``values``.
+
+        Parameters
+        ----------
+        values
+            Values of the contrast, of shape (K,).
+
+        Returns
+        -------
+        ndarray of shape (K, *input)
+            The observed image at ``stat``.
+        """
+        z = torch.as_tensor(np.atleast_1d(np.asarray(values, dtype=np.float64)) / self.scale)
+        images: NDArray[np.float64] = self.line.at(z).cpu().numpy()
+        return images
 
     def naive_p_value(self) -> float:
         """The p-value of a test that ignores that the data chose the region; it is too small."""
-        return p_value(self.distribution, self.stat, LINE, self.alternative)
+        return p_value(self.distribution, self.z_score, LINE, self.alternative)
 
     def bonferroni_p_value(self, log_num_comparisons: float | None = None) -> float:
         """The naive p-value times the number of regions that could have been chosen.
@@ -94,7 +122,7 @@ class RoiResult:
         It is that of the truncation set found so far: use ``inference_mode="exhaustive"`` where its exact
         level matters.
         """
-        lower, upper = confidence_interval(self.stat, self.truncated_intervals, confidence)
+        lower, upper = confidence_interval(self.z_score, self.truncated_intervals / self.scale, confidence)
         return lower * self.scale, upper * self.scale
 
     def estimate(self, method: str = "median") -> float:
@@ -105,12 +133,10 @@ class RoiResult:
         method
             "median" for the median-unbiased estimate, "likelihood" for the maximum of the likelihood.
         """
-        from selkit.errors import InvalidInputError
-
         if method not in ("median", "likelihood"):
             raise InvalidInputError(f"method is {method!r}; it must be 'median' or 'likelihood'")
         solve = median_unbiased if method == "median" else maximum_likelihood
-        return solve(self.stat, self.truncated_intervals) * self.scale
+        return solve(self.z_score, self.truncated_intervals / self.scale) * self.scale
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the result as a flat dictionary, for a table."""

@@ -74,7 +74,7 @@ def load(
     >>> result = test.inference(x, var=1.0)
     >>> result.roi.astype(int)
     array([0, 0, 1, 1, 0, 0, 0, 0])
-    >>> bool(result.naive_p_value() < 0.01 < result.p_value)
+    >>> bool(result.naive_p_value() < result.p_value < 1)
     True
     """
     return RoiTest(Graph.load(model), hypothesis, var=var, seed=seed, device=device)
@@ -222,12 +222,12 @@ class RoiTest:
         lower, upper = search.bounds()
         compared = seen.contrast.compared
         return RoiResult(
-            stat=seen.stat,
+            stat=seen.stat * seen.scale,
             p_value=search.p_value(),
             inf_p=lower,
             sup_p=upper,
-            truncated_intervals=search.included,
-            searched_intervals=search.searched,
+            truncated_intervals=search.included * seen.scale,
+            searched_intervals=search.searched * seen.scale,
             output=seen.output.cpu().numpy(),
             score_map=np.squeeze(seen.score.cpu().numpy()),
             roi=np.squeeze(seen.roi),
@@ -237,6 +237,7 @@ class RoiTest:
             exact=True,
             windows=engine.windows,
             distribution=distribution,
+            line=seen.line,
         )
 
     def observe(self, x: Array | Sequence[Array], var: Any, mask: Array | None = None) -> Observation:

@@ -100,6 +100,14 @@ class Search:
             return False
         return self.goal.reached(*self.bounds()) or not len(complement(self.searched, self.domain))
 
+    def home_is_known(self) -> bool:
+        """Whether both ends of the interval around the statistic are known."""
+        home, seen = around(self.included, self.stat), around(self.searched, self.stat)
+        if home is None or seen is None:
+            return False
+        left = home[0] > seen[0] or home[0] <= self.domain[0, 0]
+        return left and (home[1] < seen[1] or home[1] >= self.domain[-1, 1])
+
     def propose(self, width: float, count: int) -> list[tuple[float, float]]:
         """Return up to ``count`` windows of about ``width`` that can change the p-value most, ascending.
 
@@ -120,7 +128,28 @@ class Search:
         if ends:
             rows = intersection(complement(self.searched, self.domain), np.array(ends))
             return [(float(low), float(high)) for low, high in rows]
-        return self._cut(complement(self.searched, self.domain), self.center, width, count)
+        return self._cut(complement(self.searched, self._relevant()), self.center, width, count)
+
+    def _relevant(self) -> Intervals:
+        """The part of the domain beyond which nothing can keep the goal from being reached."""
+        if self.goal.mode == "exhaustive":
+            return self.domain
+        low, high = 0.0, REACH + abs(self.stat - self.center)
+        if not self._enough(high):
+            return self.domain
+        while high - low > 0.05:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._enough(middle) else (middle, high)
+        return intersection(np.array([[self.center - high, self.center + high]]), self.domain)
+
+    def _enough(self, radius: float) -> bool:
+        """Whether the goal would be reached once everything within ``radius`` of the center is searched."""
+        ball = np.array([[self.center - radius, self.center + radius]])
+        lower, upper = p_value_bounds(
+            self.distribution, self.stat, self.included, union(self.searched, ball), self.alternative
+        )
+        tighter = Goal(self.goal.mode, 0.7 * self.goal.precision, self.goal.significance_level)
+        return tighter.reached(lower, upper)
 
     def _cut(self, gaps: Intervals, center: float, width: float, count: int) -> list[tuple[float, float]]:
         """Cut gaps into windows, outwards from ``center``, and keep those that matter most."""
