@@ -78,6 +78,7 @@ class Clip(PiecewiseLinear, Composite):
     """``min(max(x, min), max)``; the limits are attributes (opset 6) or constant inputs."""
 
     LIVE = None
+    NOTE = "composite with live limits"
 
     min: float | None = None
     max: float | None = None
@@ -146,6 +147,8 @@ class HardSigmoid(PiecewiseLinear):
 class ThresholdedRelu(PiecewiseLinear):
     """``x`` where ``x > alpha``, else 0: it jumps unless ``alpha`` is 0."""
 
+    NOTE = "refused along a line where it jumps"
+
     alpha: float = 1.0
 
     def kind(self, live: Sequence[bool]) -> Kind:
@@ -163,6 +166,8 @@ class ThresholdedRelu(PiecewiseLinear):
 @dataclass(frozen=True)
 class Shrink(PiecewiseLinear):
     """0 between ``-lambd`` and ``lambd``, moved towards 0 by ``bias`` beyond: a jump unless equal."""
+
+    NOTE = "refused along a line where it jumps"
 
     bias: float = 0.0
     lambd: float = 0.5

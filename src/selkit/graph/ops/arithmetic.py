@@ -118,6 +118,8 @@ class Mul(Product):
 class Div(Composite):
     """``a / b``; integers are divided towards zero."""
 
+    NOTE = "affine with a constant denominator"
+
     def kind(self, live: Sequence[bool]) -> Kind:
         """Affine as long as the denominator is constant."""
         return Kind.AFFINE if live[0] and not live[1] else super().kind(live)

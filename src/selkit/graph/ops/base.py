@@ -55,6 +55,8 @@ class Operator:
     """How many of the leading inputs may be live (``None``: all); the others are parameters."""
     OUTPUTS: ClassVar[int | None] = 1
     """How many outputs :meth:`forward` returns (``None``: as many as the node names)."""
+    NOTE: ClassVar[str] = ""
+    """What the table of supported operators adds to the docstring."""
 
     def kind(self, live: Sequence[bool]) -> Kind:
         """What this operator is when exactly the inputs marked in ``live`` depend on the model's input."""
@@ -201,6 +203,7 @@ class Product(Operator):
     """Bilinear in two inputs: affine as long as only one of them is live."""
 
     KIND = Kind.PRODUCT
+    NOTE = "affine with one live input"
 
     def kind(self, live: Sequence[bool]) -> Kind:
         """``AFFINE`` with one live input, ``PRODUCT`` with two."""

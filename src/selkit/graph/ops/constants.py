@@ -99,6 +99,8 @@ class Dropout(Affine):
 class Cast(Affine):
     """Another number type; real numbers stay in the program's own precision."""
 
+    NOTE = "a jump from real numbers to integers"
+
     to: int
     saturate: int = 1
     round_mode: str = "up"

@@ -20,6 +20,7 @@ class _Convolution(Operator):
     """Bilinear in input and weights, affine in the bias."""
 
     KIND = Kind.AFFINE
+    NOTE = "a product if the weights are live too"
 
     def kind(self, live: Sequence[bool]) -> Kind:
         """``PRODUCT`` if both input and weights are live, else ``AFFINE``."""

@@ -109,6 +109,7 @@ class GatherND(Movement):
     """Slices at constant positions."""
 
     LIVE = 1
+    NOTE = "without batch_dims"
 
     batch_dims: int = 0
 
@@ -129,6 +130,8 @@ def _columns(indices: Tensor, x: Tensor) -> tuple[Any, ...]:
 @dataclass(frozen=True)
 class ScatterND(Affine):
     """A value with some slices replaced (or added to), at constant positions."""
+
+    NOTE = "reductions none and add"
 
     reduction: str = "none"
 

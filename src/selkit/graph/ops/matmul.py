@@ -40,6 +40,7 @@ class Gemm(Operator):
     """``alpha A B + beta C``; bilinear in ``A`` and ``B``, affine in ``C``."""
 
     KIND = Kind.AFFINE
+    NOTE = "a product if both factors are live"
 
     alpha: float = 1.0
     beta: float = 1.0
@@ -72,7 +73,9 @@ class Gemm(Operator):
 @register("Einsum", since=(12, 28))
 @dataclass(frozen=True)
 class Einsum(Product):
-    """Einstein summation; affine in one live input, a product of two."""
+    """Einstein summation."""
+
+    NOTE = "affine with one live input, a product with two"
 
     equation: str
 

@@ -24,6 +24,7 @@ class BatchNormalization(Affine):
     """``scale (x - mean) / sqrt(var + epsilon) + bias`` with the stored mean and variance."""
 
     LIVE = 1
+    NOTE = "inference mode only"
 
     epsilon: float = 9.999999747378752e-06
     momentum: float = 0.8999999761581421

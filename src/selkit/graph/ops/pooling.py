@@ -31,6 +31,8 @@ def _dims(x: Tensor) -> int:
 class MaxPool(Maximum):
     """Maximum over windows; a candidate's index is its position in the flattened spatial axes."""
 
+    NOTE = "without the Indices output"
+
     kernel_shape: tuple[int, ...]
     strides: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()

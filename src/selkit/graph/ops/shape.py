@@ -248,7 +248,9 @@ class Expand(Movement):
 @register("Where", since=(9, 16))
 @dataclass(frozen=True)
 class Where(Affine):
-    """``a`` where a condition holds, else ``b``; with a live condition it jumps."""
+    """``a`` where a condition holds, else ``b``."""
+
+    NOTE = "a jump with a live condition"
 
     def kind(self, live: Sequence[bool]) -> Kind:
         """``STEP`` with a live condition, else ``AFFINE``."""
