@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -168,6 +169,7 @@ def main(arguments: list[str] | None = None) -> Findings:
     parser.add_argument("--epochs", type=int, default=12, help="of training")
     options = parser.parse_args(arguments)
 
+    torch.set_num_threads(1)  # the images are small: threads would mostly wait for each other
     clock = Clock()
     patches = make_patches()
     model = clock.time("train the U-Net", train_unet, patches.train, options.epochs)

@@ -231,6 +231,7 @@ class UNet(LightningModule):
 
 def quiet_trainer(epochs: int = 1) -> Trainer:
     """A trainer on the CPU that writes no files and draws no bars."""
+    warnings.filterwarnings("ignore", message=".*(does not have many workers|LeafSpec).*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return Trainer(
         max_epochs=epochs,
@@ -247,15 +248,14 @@ def train_unet(patches: TensorDataset, epochs: int = 12, channels: int = 8, seed
     lightning.seed_everything(seed, verbose=False)
     model = UNet(channels)
     loader = DataLoader(patches, batch_size=32, shuffle=True, drop_last=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        quiet_trainer(epochs).fit(model, loader)
+    quiet_trainer(epochs).fit(model, loader)
     return model.eval()
 
 
 def export_unet(model: nn.Module, path: Path) -> Path:
     """Write the model as ONNX, with any batch size."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not there
     torch.onnx.export(
         model,
         (torch.zeros(2, 1, SIDE, SIDE),),

@@ -14,6 +14,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 hypothesis.settings.register_profile("selkit", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("selkit")
 progress.disable()
+torch.set_num_threads(1)  # tests are small, and several run at once: threads would wait for each other
 
 
 @pytest.fixture(autouse=True)
