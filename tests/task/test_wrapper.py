@@ -193,6 +193,37 @@ def test_batches_may_be_dictionaries():
     assert trainer().test(swapped, reversed_loader, verbose=False)[0] == pytest.approx(expected)
 
 
+def test_a_model_with_extract_runs_once_for_each_batch():
+    class Extracting(Classifier):
+        passes = 0
+
+        def extract(self, batch):
+            self.passes += 1
+            x, label = batch
+            return {"prediction": x[:, :3], "embedding": x[:, 3:], "label": label}
+
+        def forward(self, x):
+            raise RuntimeError("a second pass")
+
+        embed = forward
+
+    x, target = data()
+    model = Extracting()
+    [logged] = trainer().test(
+        SelectiveInferenceTask(model, distance_score()), loader(x, target), verbose=False
+    )
+    assert model.passes == 6
+    [expected] = trainer().test(
+        SelectiveInferenceTask(Classifier(), distance_score()), loader(x, target), verbose=False
+    )
+    assert logged == expected
+    [predicted] = trainer().predict(SelectiveInferenceTask(model, distance_score()), loader(x, target, 90))
+    assert torch.allclose(predicted["score"], x[:, 3:].norm(dim=1))
+    model.extract = lambda batch: batch[0]
+    with pytest.raises(InvalidTypeError, match=r"must return a dictionary with 'prediction'.*got Tensor"):
+        trainer().test(SelectiveInferenceTask(model, distance_score()), loader(x, target), verbose=False)
+
+
 def test_scores_of_logits_need_no_embedding():
     x, target = data()
 

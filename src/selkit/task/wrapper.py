@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -30,7 +30,9 @@ class SelectiveInferenceTask(LightningModule):
     ----------
     task
         A trained module with ``forward(x)``, what the score needs (``embed(x)``, ``logits(x)`` or a layer),
-        and, to be tested, ``test_metrics``. Its own ``test_step`` is not used.
+        and, to be tested, ``test_metrics``. Its own ``test_step`` is not used. Instead of the first two it
+        may have ``extract(batch)``, which returns a dictionary of ``prediction``, ``label`` and what the
+        score needs (``embedding`` or ``logits``), all from one pass through the network.
     score
         Fitted, with a threshold.
     roi_test
@@ -112,6 +114,7 @@ class SelectiveInferenceTask(LightningModule):
         super().__init__()
         _check_parts(task, score, roi_test, loss)
         self.task, self.score = task, score
+        self._extracts = callable(getattr(task, "extract", None))
         self._roi_test = (roi_test,)  # a tuple, so that it is not registered as a submodule and moved
         self.input_key, self.target_key = input_key, target_key
         self.activation, self.loss = activation_of(activation), loss
@@ -139,15 +142,29 @@ class SelectiveInferenceTask(LightningModule):
         Parameters
         ----------
         x
-            Inputs of the model.
+            Inputs of the model, or for a model with ``extract`` what that takes.
 
         Returns
         -------
         dict
             ``predictions`` as the model gives them, ``score`` and ``selected``, one row per sample.
         """
+        if self._extracts:
+            return self._extract(x)[0]
         selection = self.score.select(self.score.extract(self.task, x))  # type: ignore[operator]
         return {"predictions": self.task(x), **selection}
+
+    def _extract(self, batch: Any) -> tuple[dict[str, Any], Any]:
+        """Predictions with selection, and targets, of a model with ``extract``."""
+        found = self.task.extract(batch)  # type: ignore[operator]
+        if not isinstance(found, Mapping) or "prediction" not in found:
+            got = list(found) if isinstance(found, Mapping) else type(found).__name__
+            raise InvalidTypeError(
+                f"{type(self.task).__name__}.extract(batch) must return a dictionary with 'prediction', and "
+                f"'embedding' or 'logits'; got {got}. If it does something else, give it another name"
+            )
+        selection = self.score.select(found)  # type: ignore[operator]
+        return {"predictions": found["prediction"], **selection}, found.get("label")
 
     # one run
 
@@ -185,8 +202,9 @@ class SelectiveInferenceTask(LightningModule):
         self._evaluate(batch, dataloader_idx, keep=False)
 
     def _evaluate(self, batch: Any, loader: int, *, keep: bool) -> None:
-        x, target = input_of(batch, self.input_key), target_of(batch, self.target_key)
-        outputs = self(x)
+        x = None if self._extracts and self.roi_test is None else input_of(batch, self.input_key)
+        outputs, target = self._extract(batch) if self._extracts else (self(x), None)
+        target = target_of(batch, self.target_key) if target is None else target
         rows = len(outputs["selected"])
         first, fresh = self._rows[loader].take(rows)
         if fresh < rows:  # the rest are repetitions of the sampler
@@ -259,9 +277,10 @@ class SelectiveInferenceTask(LightningModule):
             ``predictions``, ``score``, ``selected``, and ``p_value`` where regions are tested: float64, NaN
             for samples that were rejected or have no region.
         """
-        x = input_of(batch, self.input_key)
-        outputs = self(x)
-        regions = self._regions(x, outputs["selected"])
+        outputs: dict[str, Any] = self(batch if self._extracts else input_of(batch, self.input_key))
+        if self.roi_test is None:
+            return outputs
+        regions = self._regions(input_of(batch, self.input_key), outputs["selected"])
         return outputs if regions is None else {**outputs, "p_value": regions.p_value}
 
     def get_risk_coverage_curve(self, dataloader_idx: int | None = None) -> RiskCoverage | None:
