@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -110,11 +111,6 @@ class ClassWiseScore(UncertaintyScore):
             else:
                 scores = self._matrix(Y)[member]
         classes = self.classes.to(Y.device)
-        missing = classes[~member.any(0)].tolist()
-        if missing:
-            raise InvalidInputError(
-                f"classes {missing[:10]} have no sample in the calibration set, so they can have no threshold"
-            )
         self.calibration_scores = scores
         self.calibration_labels = y_cal if y_cal.ndim == 1 else classes.expand(member.shape)[member]
 
@@ -232,15 +228,26 @@ class ClassWiseScore(UncertaintyScore):
 
         known = self._known_scores(scores, or_own=False)
         each = self._calibration_groups("label" if groups is None else groups, len(known))
-        names = np.unique(each)
+        names = self._all_present(each)
         self._set([quantile_threshold(known[each == n], q, method=method) for n in names], names, up=True)
         return self
 
     def calibrate(self, **options: Any) -> Self:
         """As for every score, with a threshold for each class; see :meth:`UncertaintyScore.calibrate`."""
-        if options.get("groups") is None:
-            options["groups"] = "label"
-        return super().calibrate(**options)
+        known = self._known_scores(options.get("scores"), or_own=False)
+        groups = "label" if options.get("groups") is None else options["groups"]
+        self._all_present(self._calibration_groups(groups, len(known)))
+        return super().calibrate(**{**options, "groups": groups})
+
+    def _all_present(self, each: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        names = np.unique(each)
+        classes = [] if self.classes is None else self.classes.tolist()
+        missing = sorted(set(classes) - set(names.tolist()))
+        if missing:
+            raise InvalidInputError(
+                f"classes {missing[:10]} have no sample in the calibration set, so they can have no threshold"
+            )
+        return names
 
     def _decide(
         self, query: Tensor, labels: Tensor | None, groups: ArrayLike | None

@@ -128,7 +128,7 @@ def fit_temperature(logits: Canonical, labels: Tensor) -> float:
     low, high = -6.907755278982137, 6.907755278982137
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8})
     best = float(found.x)
-    if min(best - low, high - best) < 1e-3:
+    if loss(best) >= min(loss(low), loss(high)) - 1e-12:  # no minimum inside
         raise InvalidInputError(
             "no temperature between 0.001 and 1000 fits best: the logits separate the labels perfectly, or "
             "say nothing about them; use held-out data, or give temperature= yourself"
