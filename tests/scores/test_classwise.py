@@ -103,7 +103,8 @@ def test_saved_and_loaded(kind: type[ClassWiseScore], tmp_path: Path) -> None:
     query = {"embedding": QUERY, "prediction": PREDICTED}
     for other in (loaded, state):
         assert all(
-            torch.equal(a, b) for a, b in zip(other.select(query).values(), score.select(query).values())
+            torch.equal(a, b)
+            for a, b in zip(other.select(query).values(), score.select(query).values(), strict=True)
         )
 
 

@@ -60,9 +60,10 @@ def conformal_threshold(
         return float(values[rank - 1])
     if otherwise == "accept_all":
         return math.inf
+    needed = math.ceil(round(level / (1 - level), 6))
     raise NoGuaranteeError(
-        f"coverage={coverage} needs at least {math.ceil(level / (1 - level) - 1e-9)} calibration scores; got "
-        f"{len(values)}. Give more, ask for less coverage, or say otherwise='accept_all'"
+        f"coverage={coverage} needs at least {needed} calibration scores; got {len(values)}. "
+        f"Give more, ask for less coverage, or say otherwise='accept_all'"
     )
 
 

@@ -21,6 +21,9 @@ class PyODScore(UncertaintyScore):
     Unpickling can run any code, so it needs consent: ``PyODScore.load(path, trust=True)``, or
     :meth:`unpickle` after ``load_state_dict``.
 
+    Some detectors (ECOD, COPOD) score a query by its rank among the queries of the same call, so that its
+    score depends on its batch; others do not.
+
     Parameters
     ----------
     detector

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -25,7 +25,7 @@ Vector = npt.NDArray[np.float64]
 Otherwise = Literal["raise", "accept_all", "accept_nothing"]
 
 
-class Thresholds(Stateful):
+class Thresholds(Stateful, ABC):
     """Thresholds with and without a guarantee, and p-values, from the calibration scores of a score."""
 
     buffer_names: ClassVar[tuple[str, ...]] = (

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from selkit.calibration import (
+    benjamini_hochberg,
+    binomial_pvalue,
+    conformal_pvalues,
+    conformal_threshold,
+    hoeffding_bentkus_pvalue,
+    quantile_threshold,
+    risk_threshold,
+)
+from selkit.errors import InvalidInputError, InvalidTypeError, NoGuaranteeError
+
+VALUES = st.lists(
+    st.sampled_from([0.0, 1.0, 2.0, 3.5, -1.0, math.inf]) | st.floats(-5, 5), min_size=1, max_size=40
+)
+
+
+@given(VALUES, st.floats(0.01, 0.99))
+def test_the_conformal_threshold_is_the_smallest_that_counts_enough(
+    values: list[float], coverage: float
+) -> None:
+    found = conformal_threshold(np.array(values), coverage, otherwise="accept_all")
+    wanted = (len(values) + 1) * coverage - 1e-9
+    allowed = sorted(
+        v for v in {*values, math.inf} if sum(s <= v for s in values) + (v == math.inf) >= wanted
+    )
+    assert found == allowed[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "coverage", "rank"), [(9, 0.9, 9), (99, 0.9, 90), (19, 0.95, 19), (10, 0.5, 6)]
+)
+def test_ranks_of_round_numbers(count: int, coverage: float, rank: int) -> None:
+    assert conformal_threshold(np.arange(1.0, count + 1), coverage) == rank
+    with pytest.raises(NoGuaranteeError, match="needs at least 9 calibration scores; got 8"):
+        conformal_threshold(np.arange(8.0), 0.9)
+
+
+@given(VALUES, VALUES)
+def test_pvalues_count(calibration: list[float], scores: list[float]) -> None:
+    found = conformal_pvalues(np.array(calibration), torch.tensor(scores))
+    values = torch.tensor(scores).double().numpy()  # as the function sees them
+    expected = [(1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in values]
+    np.testing.assert_allclose(found, expected)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0.01, 0.99))
+def test_benjamini_hochberg_is_that_of_scipy(pvalues: list[float], fdr: float) -> None:
+    adjusted = stats.false_discovery_control(pvalues)
+    near = np.isclose(adjusted, fdr, rtol=1e-9)
+    assert ((benjamini_hochberg(np.array(pvalues), fdr) == (adjusted <= fdr)) | near).all()
+
+
+def test_the_binomial_pvalue_inverts_clopper_pearson() -> None:
+    for errors, count in ((0, 60), (3, 100), (40, 500)):
+        upper = stats.binomtest(errors, count).proportion_ci(0.9, "exact").high  # one-sided 0.95
+        assert binomial_pvalue(errors / count, count, upper) == pytest.approx(0.05, rel=1e-6)
+    assert binomial_pvalue([0.0, 0.5], [0, 4], 0.1)[0] == 1
+
+
+@pytest.mark.parametrize("risk", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("kind", ["binary", "beta", "atoms"])
+def test_hoeffding_bentkus_is_a_pvalue(risk: float, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    count, repeats = 300, 5000
+    if kind == "binary":
+        means = rng.binomial(count, risk, repeats) / count
+    elif kind == "beta":
+        means = rng.beta(2 * risk, 2 * (1 - risk), (repeats, count)).mean(1)
+    else:
+        means = rng.choice([0.0, min(1.0, 2 * risk)], (repeats, count)).mean(1)
+    found = hoeffding_bentkus_pvalue(means, count, risk)
+    for level in (0.01, 0.05, 0.2):
+        assert (found <= level).mean() <= level + 3 * math.sqrt(level / repeats)
+    assert (found <= 0.4).any()
+
+
+def test_hoeffding_bentkus_against_the_formula() -> None:
+    mean, count, risk = 0.03, 200, 0.1
+    entropy = mean * math.log(mean / risk) + (1 - mean) * math.log((1 - mean) / (1 - risk))
+    bentkus = math.e * stats.binom.cdf(math.ceil(count * mean), count, risk)
+    expected = min(math.exp(-count * entropy), bentkus)
+    assert hoeffding_bentkus_pvalue(mean, count, risk) == pytest.approx(expected)
+    assert hoeffding_bentkus_pvalue(0.5, 10, 0.1) == 1
+    assert hoeffding_bentkus_pvalue(0.0, 0, 0.1) == 1
+
+
+@pytest.mark.parametrize("method", ["ltt", "sgr"])
+def test_risk_thresholds_do_not_depend_on_the_order_of_rows(method: Any) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 30, 800).astype(float)  # many ties
+    losses = (rng.uniform(size=800) < scores / 150).astype(float)
+    found = risk_threshold(scores, losses, 0.12, method=method)
+    for _ in range(5):
+        order = rng.permutation(800)
+        assert risk_threshold(scores[order], losses[order], 0.12, method=method) == found
+    assert 0 < found < 30
+
+
+def test_a_risk_threshold_keeps_the_bound_on_what_it_was_tested_on() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=2000)
+    losses = np.clip(scores / 4 + 0.1 * rng.normal(size=2000), 0, 1)
+    for risk in (0.05, 0.08, 0.12):
+        limit = risk_threshold(scores, losses, risk)
+        assert losses[scores <= limit].mean() < risk
+        assert losses[scores <= limit].mean() > risk / 2
+    assert risk_threshold(scores, losses * 0, 0.05) == math.inf
+    with pytest.raises(InvalidInputError, match="'sgr' needs losses that are 0 or 1"):
+        risk_threshold(scores, losses, 0.1, method="sgr")
+
+
+@pytest.mark.parametrize("method", ["ltt", "sgr"])
+def test_nothing_is_promised_without_evidence(method: Any) -> None:
+    for scores, losses in ((np.arange(50.0), np.zeros(50)), (np.ones(400), np.ones(400)), ([0.0], [0.0])):
+        with pytest.raises(
+            NoGuaranteeError, match=r"no threshold can promise .* 59 accepted samples are needed"
+        ):
+            risk_threshold(np.array(scores), np.array(losses), 0.05, method=method)
+        found = risk_threshold(
+            np.array(scores), np.array(losses), 0.05, method=method, otherwise="accept_nothing"
+        )
+        assert found == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "text"),
+    [
+        (
+            lambda: quantile_threshold(np.array([]), 0.5),
+            InvalidInputError,
+            r"scores must be one number per sample",
+        ),
+        (
+            lambda: quantile_threshold(np.array([np.nan]), 0.5),
+            InvalidInputError,
+            "scores has NaN values: 1 of 1",
+        ),
+        (lambda: quantile_threshold(np.ones((2, 2)), 0.5), InvalidInputError, r"got \(2, 2\)"),
+        (
+            lambda: quantile_threshold(np.ones(2), 1.5),
+            InvalidInputError,
+            r"q must be a fraction in \[0, 1\]; got 1.5",
+        ),
+        (lambda: quantile_threshold(np.ones(2), 0.5, method="best"), InvalidInputError, "not one of numpy"),
+        (lambda: quantile_threshold("text", 0.5), InvalidTypeError, "scores must be a dense torch tensor"),  # type: ignore[arg-type]
+        (
+            lambda: conformal_threshold(np.ones(9), 0.0),
+            InvalidInputError,
+            r"coverage must be a fraction in \(0, 1\)",
+        ),
+        (
+            lambda: conformal_threshold(np.ones(9), 0.5, otherwise="no"),
+            InvalidInputError,
+            "otherwise must be",
+        ),  # type: ignore[arg-type]
+        (lambda: conformal_pvalues(np.ones(3), np.array([np.nan])), InvalidInputError, "scores has NaN"),
+        (lambda: benjamini_hochberg(np.array([1.2]), 0.1), InvalidInputError, r"pvalues must be in \[0, 1\]"),
+        (lambda: benjamini_hochberg(np.array([0.2]), 0.0), InvalidInputError, "fdr must be a fraction"),
+        (lambda: risk_threshold(np.ones(3), np.ones(2), 0.1), InvalidInputError, "3 scores, 2 losses"),
+        (
+            lambda: risk_threshold(np.ones(2), np.array([0, 2]), 0.1),
+            InvalidInputError,
+            r"losses must be in \[0, 1\]",
+        ),
+        (lambda: risk_threshold(np.ones(2), np.ones(2), 1.0), InvalidInputError, "risk must be a fraction"),
+        (
+            lambda: risk_threshold(np.ones(2), np.ones(2), 0.1, confidence=0),
+            InvalidInputError,
+            "confidence must be",
+        ),
+        (
+            lambda: risk_threshold(np.ones(2), np.ones(2), 0.1, method="x"),
+            InvalidInputError,
+            "method must be",
+        ),  # type: ignore[arg-type]
+        (
+            lambda: risk_threshold(np.ones(2), np.ones(2), 0.1, otherwise="x"),
+            InvalidInputError,
+            "otherwise must",
+        ),  # type: ignore[arg-type]
+    ],
+)
+def test_misuse_is_refused(use: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        use()

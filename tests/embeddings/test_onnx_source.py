@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import torch
+
+from selkit.embeddings import extract
+from selkit.embeddings.onnx import OnnxSource
+from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
+from selkit.scores import EnergyScore, EuclideanScore
+
+W = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+V = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+X = torch.randn(10, 6)
+
+
+def model(batch: str = "N", kind: str = "float") -> onnx.ModelProto:
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        net ({kind}[{batch}, 6] x) => ({kind}[{batch}, 3] logits)
+        <{kind}[6, 4] W, {kind}[4, 3] V>
+        {{ h = MatMul(x, W)
+           r = Relu(h)
+           logits = MatMul(r, V) }}"""
+    )
+    dtype = {"float": np.float32, "double": np.float64}[kind]
+    del proto.graph.initializer[:]
+    for name, values in (("W", W), ("V", V)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(dtype), name))
+    return proto
+
+
+def hidden(x: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x @ torch.tensor(W))
+
+
+@pytest.mark.parametrize("batch", ["N", "1", "4", "10"])
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_inner_values_and_outputs(batch: str, kind: str) -> None:
+    proto = model(batch, kind)
+    before = proto.SerializeToString()
+    torch.testing.assert_close(extract(proto, [X], layer="r").values.float(), hidden(X))
+    logits = hidden(X) @ torch.tensor(V)
+    torch.testing.assert_close(extract(proto, [X], "logits").values.float(), logits)
+    torch.testing.assert_close(extract(proto, [X], layer="logits").values.float(), logits)
+    assert proto.SerializeToString() == before
+
+
+def test_a_path_bytes_and_a_proto_are_the_same(tmp_path: Path) -> None:
+    onnx.save(model(), tmp_path / "net.onnx")
+    expected = EuclideanScore(k=2).fit(X=hidden(X)).score(hidden(X + 1))
+    forms = [model(), tmp_path / "net.onnx", str(tmp_path / "net.onnx"), model().SerializeToString()]
+    for form in forms:
+        score = EuclideanScore(k=2).fit(model=form, loaders={"train": [(X, torch.zeros(10))]}, layer="r")
+        torch.testing.assert_close(score.score(model=form, loader=[X + 1]), expected)
+        torch.testing.assert_close(score.extract(form, X), hidden(X))
+    energy = EnergyScore().fit(model=model(), loaders={"val": [X]}).set_threshold(0.5)
+    assert energy.select(energy.extract(model(), X))["selected"].sum() == 5
+
+
+def test_what_is_not_a_usable_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"no model")
+    for bad in (b"no model", tmp_path / "no.onnx", b""):
+        with pytest.raises(FileFormatError, match="is not an ONNX model"):
+            extract(bad, [X], layer="r")
+    with pytest.raises(FileNotFoundError):
+        extract(tmp_path / "missing.onnx", [X], layer="r")
+    with pytest.raises(
+        InvalidInputError, match=r"no value 'relu'; near it are .*, its outputs are \['logits'\]"
+    ):
+        extract(model(), [X], layer="relu")
+    with pytest.raises(InvalidInputError, match="got an array of shape"):
+        extract(model(), [X[0]], layer="r")
+    with pytest.raises(InvalidTypeError, match="takes one tensor; got dict"):
+        OnnxSource(model(), layer="r")({"a": X})
+    two = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N] a, float[N] b) => (float[N] c) '
+        "{ c = Add(a, b) }"
+    )
+    with pytest.raises(InvalidInputError, match=r"the model takes \['a', 'b'\]; only one input"):
+        extract(two, [X], layer="c")
+    outputs = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N] a) => (float[N] b, float[N] c) '
+        "{ b = Neg(a) c = Abs(a) }"
+    )
+    with pytest.raises(InvalidInputError, match=r"outputs \['b', 'c'\]; say which is the embedding"):
+        extract(outputs, [X])
+    whole = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (int64[N] a) => (int64[N] b) { b = Neg(a) }'
+    )
+    with pytest.raises(InvalidTypeError, match=r"the model's input is tensor\(int64\)"):
+        extract(whole, [X])
