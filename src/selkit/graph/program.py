@@ -58,7 +58,7 @@ class Program:
         Names of the values that :meth:`run` returns.
     constants
         Values that do not depend on the inputs, with a stack axis of 1. Real numbers have the program's
-        dtype and device; integers (shapes, axes, indices) stay on the CPU.
+        dtype and device; shapes, axes, indices, scales stay on the CPU.
     shapes
         ONNX shape of each value, without a stack axis.
     dtype, device
@@ -157,7 +157,11 @@ class Program:
         """Return the program for another dtype or device."""
         dtype = self.dtype if dtype is None else dtype
         device = self.device if device is None else torch.device(device)
-        constants = {name: convert(value, dtype, device) for name, value in self.constants.items()}
+        host = _host(self.steps)
+        constants = {
+            name: convert(value, dtype, torch.device("cpu") if name in host else device)
+            for name, value in self.constants.items()
+        }
         return dataclasses.replace(self, constants=constants, dtype=dtype, device=device)
 
     def _check(self, inputs: Mapping[str, Tensor]) -> int:
@@ -188,6 +192,16 @@ def convert(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return value.to(device) if value.dtype == torch.bool else value
 
 
+def _host(steps: Iterable[Step]) -> set[str]:
+    """Constants that are only ever read as Python numbers."""
+    host: set[str] = set()
+    elsewhere: set[str] = set()
+    for step in steps:
+        for place, name in enumerate(step.inputs):
+            (host if place in step.operator.HOST else elsewhere).add(name)
+    return host - elsewhere
+
+
 def finish(
     steps: Iterable[Step],
     inputs: Mapping[str, Shape],
@@ -210,11 +224,16 @@ def finish(
         kept.append(dataclasses.replace(step, release=tuple(sorted(released))))
         needed.update(filter(None, step.inputs))
     names = {*needed, *(name for step in kept for name in step.outputs)}
+    host = _host(kept)
     return Program(
         steps=tuple(reversed(kept)),
         inputs=dict(inputs),
         outputs=tuple(dict.fromkeys(outputs)),
-        constants={name: value for name, value in constants.items() if name in needed},
+        constants={
+            name: value.cpu() if name in host else value
+            for name, value in constants.items()
+            if name in needed
+        },
         shapes={name: shape for name, shape in shapes.items() if name in names or name in inputs},
         dtype=dtype,
         device=device,

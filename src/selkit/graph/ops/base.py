@@ -55,6 +55,8 @@ class Operator:
     """How many of the leading inputs may be live (``None``: all); the others are parameters."""
     OUTPUTS: ClassVar[int | None] = 1
     """How many outputs :meth:`forward` returns (``None``: as many as the node names)."""
+    HOST: ClassVar[tuple[int, ...]] = ()
+    """Positions of real inputs that are read as Python numbers, and therefore stay on the CPU."""
     NOTE: ClassVar[str] = ""
     """What the table of supported operators adds to the docstring."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from torch.nn import functional
 
 from selkit.graph.ops import windows
 from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute, register
+
+CACHE = 2**20
+"""Bytes of unfolded input for each thread that are convolved at once."""
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
@@ -80,15 +84,33 @@ class Conv(_Convolution):
             raise UnsupportedAttribute(
                 f"kernel_shape={list(self.kernel_shape)}, but the weights have {kernel}"
             )
-        strides = windows.spatial(self.strides, dims, "strides")
-        dilations = windows.spatial(self.dilations, dims, "dilations")
         placed = windows.place(
-            x.shape[2:], kernel, strides=strides, pads=self.pads, dilations=dilations, auto_pad=self.auto_pad
+            tuple(x.shape[2:]),
+            kernel,
+            strides=self.strides,
+            pads=self.pads,
+            dilations=self.dilations,
+            auto_pad=self.auto_pad,
         )
-        if all(first == last for first, last in placed.pads):
-            return _CONV[dims](x, w, b, strides, placed.begin, dilations, self.group)
-        x = functional.pad(x, placed.padding)
-        return _CONV[dims](x, w, b, strides, 0, dilations, self.group)
+        padding = placed.begin
+        if any(first != last for first, last in placed.pads):
+            x = functional.pad(x, placed.padding)
+            padding = (0,) * dims
+
+        def convolve(part: Tensor) -> Tensor:
+            return _CONV[dims](part, w, b, placed.strides, padding, placed.dilations, self.group)
+
+        # in float64 on the CPU torch unfolds the whole batch, which costs most where it leaves the cache
+        unfolded = 8 * x.shape[1] * math.prod(kernel) * math.prod(placed.sizes)
+        count = torch.get_num_threads() * max(1, CACHE // max(unfolded, 1))
+        if not x.is_cpu or x.dtype != torch.float64 or math.prod(kernel) == 1 or count >= len(x):
+            return convolve(x)
+        first = convolve(x[:count])
+        y = first.new_empty((len(x), *first.shape[1:]))
+        y[:count] = first
+        for start in range(count, len(x), count):
+            y[start : start + count] = convolve(x[start : start + count])
+        return y
 
 
 @register("ConvTranspose", since=(1, 11, 22))

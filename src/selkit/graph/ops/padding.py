@@ -29,6 +29,7 @@ class Pad(Affine):
     """More elements around a value (or fewer, for negative pads)."""
 
     LIVE = 1
+    HOST = (2,)
 
     mode: str = "constant"
     pads: tuple[int, ...] = ()

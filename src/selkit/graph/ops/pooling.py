@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
@@ -14,8 +15,6 @@ from selkit.graph.ops import windows
 from selkit.graph.ops.base import Affine, Maximum, UnsupportedAttribute, register
 
 _MAX = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
-_AVERAGE = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def _dims(x: Tensor) -> int:
@@ -24,6 +23,11 @@ def _dims(x: Tensor) -> int:
     if dims not in _MAX:
         raise UnsupportedAttribute(f"{dims} spatial axes; 1, 2 and 3 are supported")
     return dims
+
+
+def _lowest(dtype: torch.dtype) -> float:
+    """What loses every comparison."""
+    return -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 @register("MaxPool", since=(1, 8, 10, 11, 12, 22))
@@ -50,62 +54,99 @@ class MaxPool(Maximum):
             dilations=self.dilations,
         )
 
+    def _placed(self, x: Tensor) -> windows.Windows:
+        _dims(x)
+        return windows.place(
+            tuple(x.shape[3:]),
+            self.kernel_shape,
+            strides=self.strides,
+            pads=self.pads,
+            dilations=self.dilations,
+            auto_pad=self.auto_pad,
+            ceil=bool(self.ceil_mode),
+        )
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self._pool(x, indices=False)[0],)
+        placed = self._placed(x)
+        flat = x.flatten(0, 1)
+        shape = (*x.shape[:3], *placed.sizes)
+        if not x.is_cpu:
+            return (self._native(flat, placed, indices=False)[0].reshape(shape),)
+        # one axis after the other: torch's own loop over windows is several times slower
+        if placed.padded:
+            flat = functional.pad(flat, placed.padding, value=_lowest(x.dtype))
+        for axis in range(len(placed.grid)):
+            flat = reduce(torch.maximum, placed.views(flat, axis))
+        return (flat.reshape(shape),)
 
     def argmax(self, x: Tensor) -> Tensor:
-        return self._pool(x, indices=True)[1]
+        placed = self._placed(x)
+        flat = x.flatten(0, 1)
+        shape = (*x.shape[:3], *placed.sizes)
+        if not x.is_cpu:
+            return self._native(flat, placed, indices=True)[1].reshape(shape)
+        if placed.padded:
+            flat = functional.pad(flat, placed.padding, value=_lowest(x.dtype))
+        offset = torch.zeros((1,) * flat.ndim, dtype=torch.int32).expand(flat.shape)
+        start = torch.zeros((), dtype=torch.int64)
+        for axis in range(len(placed.grid)):
+            scale = math.prod(placed.grid[axis + 1 :])
+            values, offsets = placed.views(flat, axis), placed.views(offset, axis)
+            flat, offset = values[0], offsets[0]
+            for element, (value, other) in enumerate(zip(values[1:], offsets[1:], strict=True), start=1):
+                better = value > flat
+                flat = torch.maximum(flat, value)
+                offset = torch.where(better, other + element * placed.dilations[axis] * scale, offset)
+            first = torch.arange(placed.sizes[axis]) * placed.strides[axis] - placed.begin[axis]
+            start = start + (first * scale).reshape(-1, *(1,) * (len(placed.grid) - 1 - axis))
+        return (start + offset).reshape(shape)
 
     def pick(self, index: Tensor, x: Tensor) -> Tensor:
         flat = x.flatten(3).expand(index.shape[0], *x.shape[1:3], -1)
         return flat.gather(-1, index.flatten(3)).reshape(index.shape)
 
-    def _pool(self, x: Tensor, indices: bool) -> tuple[Tensor, Tensor]:
-        dims = _dims(x)
-        grid = tuple(x.shape[3:])
-        kernel = windows.spatial(self.kernel_shape, dims, "kernel_shape")
-        strides = windows.spatial(self.strides, dims, "strides")
-        dilations = windows.spatial(self.dilations, dims, "dilations")
-        placed = windows.place(
-            grid,
-            kernel,
-            strides=strides,
-            pads=self.pads,
-            dilations=dilations,
-            auto_pad=self.auto_pad,
-            ceil=bool(self.ceil_mode),
-        )
-        flat = x.flatten(0, 1)
-        native = all(2 * begin <= width for begin, width in zip(placed.begin, kernel, strict=True))
-        native = native and all(
-            (length + 2 * begin - (width - 1) * dilation - 1) // stride + 1 == size
-            for length, begin, width, dilation, stride, size in zip(
-                grid, placed.begin, kernel, dilations, strides, placed.sizes, strict=True
-            )
-        )
-        padding = placed.begin if native else (0,) * dims
-        if not native:
-            flat = functional.pad(flat, placed.padding, value=-torch.inf)
-        shape = (*x.shape[:3], *placed.sizes)
-        if not indices:
-            y = _MAX[dims](flat, kernel, strides, padding, dilations)
-            return y.reshape(shape), y
-        y, index = _MAX[dims](flat, kernel, strides, padding, dilations, return_indices=True)
-        if not native:
-            index = self._unpad(index, flat.shape[2:], placed.begin, grid)
-        return y.reshape(shape), index.reshape(shape)
-
     @staticmethod
-    def _unpad(index: Tensor, padded: Sequence[int], begin: Sequence[int], grid: Sequence[int]) -> Tensor:
-        """Positions in the padded grid as positions in the grid."""
-        result = torch.zeros_like(index)
-        scale = 1
-        for size, first, length in zip(reversed(padded), reversed(begin), reversed(grid), strict=True):
-            # a window of nothing but padding has no position: any will do, -inf wins nowhere else
-            result += (index % size - first).clamp_(0, length - 1) * scale
-            index = index // size
-            scale *= length
-        return result
+    def _native(x: Tensor, placed: windows.Windows, *, indices: bool) -> tuple[Tensor, Tensor]:
+        pool, even = _MAX[len(placed.grid)], placed.even
+        padding = placed.begin if even else (0,) * len(placed.grid)
+        if not even:
+            x = functional.pad(x, placed.padding, value=_lowest(x.dtype))
+        if not indices:
+            y = pool(x, placed.kernel, placed.strides, padding, placed.dilations)
+            return y, y
+        y, index = pool(x, placed.kernel, placed.strides, padding, placed.dilations, return_indices=True)
+        return y, index if even else _unpad(index, x.shape[2:], placed)
+
+
+def _unpad(index: Tensor, padded: Sequence[int], placed: windows.Windows) -> Tensor:
+    """Positions in the padded grid as positions in the grid."""
+    result = torch.zeros_like(index)
+    scale = 1
+    for size, first, length in zip(
+        reversed(padded), reversed(placed.begin), reversed(placed.grid), strict=True
+    ):
+        result += (index % size - first) * scale
+        index = index // size
+        scale *= length
+    return result
+
+
+@lru_cache(maxsize=256)
+def _counts(placed: windows.Windows, pads_count: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """How many elements of each window count; those that only rounding up adds never do."""
+    ones = torch.ones((1, 1, *placed.grid), dtype=dtype, device=device)
+    ones = functional.pad(
+        ones, [side for pair in reversed(placed.pads) for side in pair], value=float(pads_count)
+    )
+    rest = [
+        value
+        for (_, last), end in zip(reversed(placed.pads), reversed(placed.end), strict=True)
+        for value in (0, end - last)
+    ]
+    ones = functional.pad(ones, rest)
+    for axis in range(len(placed.grid)):
+        ones = reduce(torch.add, placed.views(ones, axis))
+    return ones
 
 
 @register("AveragePool", since=(7, 10, 11, 19, 22))
@@ -131,50 +172,23 @@ class AveragePool(Affine):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        dims = _dims(x)
-        grid = tuple(x.shape[3:])
-        kernel = windows.spatial(self.kernel_shape, dims, "kernel_shape")
-        strides = windows.spatial(self.strides, dims, "strides")
-        dilations = windows.spatial(self.dilations, dims, "dilations")
+        _dims(x)
         placed = windows.place(
-            grid,
-            kernel,
-            strides=strides,
+            tuple(x.shape[3:]),
+            self.kernel_shape,
+            strides=self.strides,
             pads=self.pads,
-            dilations=dilations,
+            dilations=self.dilations,
             auto_pad=self.auto_pad,
             ceil=bool(self.ceil_mode),
         )
-        shape = (*x.shape[:3], *placed.sizes)
         flat = x.flatten(0, 1)
-        if max(dilations) == 1 and not any(map(any, placed.pads)) and max(placed.end) <= 0:
-            return (_AVERAGE[dims](flat, kernel, strides).reshape(shape),)
-        # values outside the padding (rounding up) never count, the padding only if asked for
-        count = functional.pad(
-            x.new_ones((1, 1, *grid)),
-            [side for pair in reversed(placed.pads) for side in pair],
-            value=float(bool(self.count_include_pad)),
-        )
-        rest = [
-            value
-            for (_, last), end in zip(reversed(placed.pads), reversed(placed.end), strict=True)
-            for value in (0, end - last)
-        ]
-        counts = self._sum(functional.pad(count, rest), kernel, strides, dilations)
-        total = self._sum(functional.pad(flat, placed.padding), kernel, strides, dilations)
-        return ((total / counts).reshape(shape),)
-
-    @staticmethod
-    def _sum(
-        x: Tensor, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]
-    ) -> Tensor:
-        dims = len(kernel)
-        if max(dilations) == 1:
-            return _AVERAGE[dims](x, kernel, strides) * math.prod(kernel)
-        ones = x.new_ones((1, 1, *kernel))
-        flat = x.reshape(-1, 1, *x.shape[2:])
-        y = _CONV[dims](flat, ones, None, strides, 0, dilations)
-        return y.reshape(*x.shape[:2], *y.shape[2:])
+        if placed.padded:
+            flat = functional.pad(flat, placed.padding)
+        for axis in range(len(placed.grid)):
+            flat = reduce(torch.add, placed.views(flat, axis))
+        counts = _counts(placed, bool(self.count_include_pad), x.dtype, x.device)
+        return ((flat / counts).reshape(*x.shape[:3], *placed.sizes),)
 
     def spread(self, live: Sequence[bool], x: Tensor) -> tuple[Tensor, ...]:
         return self.forward(x)

@@ -36,6 +36,9 @@ _COORDINATES = (
 )
 _NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil", "simple")
 _POLICIES = ("stretch", "not_larger", "not_smaller")
+SMALL = 48
+"""Size up to which one matrix for each axis is faster than torch's own linear resampling on the CPU."""
+
 _NATIVE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -162,6 +165,16 @@ def _repeats(sampling: Sampling, axis: Axis) -> bool:
     return bool(np.array_equal(sampling.indices(axis), expected))
 
 
+def _repeat(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Repeat each element of the spatial axes a whole number of times."""
+    grid = x.shape[3:]
+    spread, shape = x, list(x.shape[:3])
+    for dim, (before, after) in enumerate(zip(grid, size, strict=True)):
+        spread = spread.unsqueeze(2 * dim + 4)
+        shape += [before, after // before]
+    return spread.expand(shape).reshape(*x.shape[:3], *size)
+
+
 def _native(x: Tensor, axes: Sequence[Axis], sampling: Sampling) -> Tensor | None:
     """The result by torch's own resampling where it means the same, else ``None``."""
     dims = x.ndim - 3
@@ -173,12 +186,16 @@ def _native(x: Tensor, axes: Sequence[Axis], sampling: Sampling) -> Tensor | Non
     if sampling.mode == "nearest":
         if not all(_repeats(sampling, axis) for axis in grid):
             return None
+        if x.is_cpu:
+            return _repeat(x, size)
         y = functional.interpolate(flat, size=size, mode="nearest")
     elif sampling.mode == "linear" and not sampling.antialias:
         corners = sampling.coordinates == "align_corners"
         centers = sampling.coordinates == "half_pixel" or (
             sampling.coordinates == "pytorch_half_pixel" and min(size) > 1
         )
+        if x.is_cpu and max(axis.before for axis in grid) <= SMALL:
+            return None
         exact = all(abs(axis.scale * axis.before - axis.after) <= 1e-6 * axis.after for axis in grid)
         if not (corners or (centers and exact)):
             return None
@@ -196,7 +213,8 @@ def resample(x: Tensor, axes: Sequence[Axis], sampling: Sampling, *, absolute: b
         y = _native(x, axes, sampling)
         if y is not None:
             return y
-    for dim, axis in enumerate(axes, start=1):
+    for dim in range(len(axes), 0, -1):
+        axis = axes[dim - 1]
         same = axis.before == axis.after and axis.scale == 1
         if same and sampling.coordinates != "tf_crop_and_resize":
             continue
@@ -205,7 +223,10 @@ def resample(x: Tensor, axes: Sequence[Axis], sampling: Sampling, *, absolute: b
             continue
         matrix = _matrix(sampling, axis, x.dtype, x.device)
         matrix = matrix.abs() if absolute else matrix
-        x = torch.matmul(x.movedim(dim, -1), matrix).movedim(-1, dim)
+        if dim == x.ndim - 2:
+            x = torch.matmul(matrix.mT, x)  # keeps the memory in order
+        else:
+            x = torch.matmul(x.movedim(dim, -1), matrix).movedim(-1, dim)
     return x
 
 
@@ -214,6 +235,7 @@ class _Resampling(Operator):
 
     KIND = Affine.KIND
     LIVE = 1
+    HOST = (1, 2)
 
     @property
     def sampling(self) -> Sampling:

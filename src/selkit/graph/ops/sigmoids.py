@@ -264,7 +264,7 @@ class HardSwish(Smooth):
         return torch.where(x < -3, 0.0, torch.where(x > 3, 1.0, x / 3 + 0.5))
 
     def second(self, x: Tensor) -> Tensor:
-        return torch.where(x.abs() > 3, 0.0, 1 / 3)
+        return torch.full_like(x, 1 / 3).masked_fill(x.abs() > 3, 0)
 
 
 @register("Swish", since=(24,))

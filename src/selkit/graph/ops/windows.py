@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import Tensor
 
 from selkit.graph.ops.base import UnsupportedAttribute
 
@@ -37,21 +41,34 @@ def spatial(values: Sequence[int], dims: int, name: str, default: int = 1) -> tu
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows over a padded grid, one value for each spatial axis.
+    """Windows over a padded grid; each field has one value for each spatial axis.
 
-    ``begin`` is padding in front, ``end`` what is needed behind for the last window to fit (below 0
-    where windows leave elements out), ``sizes`` the number of windows.
+    Attributes
+    ----------
+    grid, kernel, strides, dilations
+        Sizes of the grid and of a window, distance of windows, distance of a window's elements.
+    begin, end
+        Padding in front, and what is needed behind for the last window to fit (below 0 where windows leave
+        elements out).
+    sizes
+        Number of windows.
+    pads
+        Padding in front and behind as the model asks for it.
     """
 
+    grid: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
     begin: tuple[int, ...]
     end: tuple[int, ...]
     sizes: tuple[int, ...]
     pads: tuple[tuple[int, int], ...]
 
     @property
-    def symmetric(self) -> bool:
-        """Whether a native call with one padding for both ends sees the same windows."""
-        return all(begin >= end for begin, end in zip(self.begin, self.end, strict=True))
+    def padded(self) -> bool:
+        """Whether a window reaches beyond the grid."""
+        return any(value > 0 for value in (*self.begin, *self.end))
 
     @property
     def padding(self) -> list[int]:
@@ -59,14 +76,35 @@ class Windows:
         pairs = zip(reversed(self.begin), reversed(self.end), strict=True)
         return [value for pair in pairs for value in pair]
 
+    @property
+    def even(self) -> bool:
+        """Whether torch's own rule, the same padding at both ends, places the same windows."""
+        return all(
+            2 * begin <= width and (length + 2 * begin - (width - 1) * dilation - 1) // stride + 1 == size
+            for length, begin, width, dilation, stride, size in zip(
+                self.grid, self.begin, self.kernel, self.dilations, self.strides, self.sizes, strict=True
+            )
+        )
 
+    def views(self, x: Tensor, axis: int) -> list[Tensor]:
+        """First, second, ... element of each window along one spatial axis of a padded batch."""
+        stride, size = self.strides[axis], self.sizes[axis]
+        front = (slice(None),) * (axis + 2)
+        views = []
+        for element in range(self.kernel[axis]):
+            first = element * self.dilations[axis]
+            views.append(x[(*front, slice(first, first + (size - 1) * stride + 1, stride))])
+        return views
+
+
+@lru_cache(maxsize=1024)
 def place(
-    grid: Sequence[int],
-    kernel: Sequence[int],
+    grid: tuple[int, ...],
+    kernel: tuple[int, ...],
     *,
-    strides: Sequence[int] = (),
-    pads: Sequence[int] = (),
-    dilations: Sequence[int] = (),
+    strides: tuple[int, ...] = (),
+    pads: tuple[int, ...] = (),
+    dilations: tuple[int, ...] = (),
     auto_pad: str = "NOTSET",
     ceil: bool = False,
 ) -> Windows:
@@ -85,6 +123,7 @@ def place(
         If attributes do not fit the grid, or no window does.
     """
     dims = len(grid)
+    kernel = spatial(kernel, dims, "kernel_shape")
     strides = spatial(strides, dims, "strides")
     dilations = spatial(dilations, dims, "dilations")
     pads = spatial(pads, 2 * dims, "pads", default=0)
@@ -97,11 +136,11 @@ def place(
         if auto_pad == "VALID":
             begin = end = 0
         elif auto_pad != "NOTSET":
-            total = max((-(-length // stride) - 1) * stride + extent - length, 0)
+            total = max((math.ceil(length / stride) - 1) * stride + extent - length, 0)
             small = total // 2
             begin, end = (small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small)
         room = length + begin + end - extent
-        size = (-(-room // stride) if ceil else room // stride) + 1
+        size = (math.ceil(room / stride) if ceil else room // stride) + 1
         # a window that would start behind the input is ignored
         if ceil and (size - 1) * stride >= length + begin:
             size -= 1
@@ -111,4 +150,6 @@ def place(
         ends.append((size - 1) * stride + extent - length - begin)
         sizes.append(size)
         explicit.append((begin, end))
-    return Windows(tuple(begins), tuple(ends), tuple(sizes), tuple(explicit))
+    return Windows(
+        grid, kernel, strides, dilations, tuple(begins), tuple(ends), tuple(sizes), tuple(explicit)
+    )
