@@ -79,7 +79,9 @@ def sharpen(model: nn.Module, seed: int, gain: float = 2.0) -> nn.Module:
     return model.eval()
 
 
-def export(model: nn.Module, shape: Sequence[int], *, dynamo: bool = False, dynamic: bool = False) -> onnx.ModelProto:
+def export(
+    model: nn.Module, shape: Sequence[int], *, dynamo: bool = False, dynamic: bool = False
+) -> onnx.ModelProto:
     """Export with one of torch's exporters, to memory."""
     x = torch.zeros(*shape)
     with warnings.catch_warnings():
@@ -129,12 +131,14 @@ def check_truncation(
         1e-3 * result.scale,
     )
     values = np.concatenate([spread, near])
-    searched = np.array([any(low <= value <= high for low, high in result.searched_intervals) for value in values])
+    searched = np.array(
+        [any(low <= value <= high for low, high in result.searched_intervals) for value in values]
+    )
     values = values[searched]
     images = result.image_at(values)[:, 0]
-    scores = np.stack(
-        [score_map(out, x) for out, x in zip(run(model, images), images, strict=True)]
-    ).reshape(len(values), -1)
+    scores = np.stack([score_map(out, x) for out, x in zip(run(model, images), images, strict=True)]).reshape(
+        len(values), -1
+    )
     usable = np.ones(scores.shape[1], bool) if mask is None else mask.reshape(-1)
     scores, roi = scores[:, usable], result.roi.reshape(-1)[usable]
     chosen = ((scores > threshold) == roi).all(1)

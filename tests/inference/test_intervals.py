@@ -41,6 +41,8 @@ def check_canonical(intervals: np.ndarray) -> None:
 @settings(max_examples=200, deadline=None)
 @given(rows, rows)
 def test_operations_agree_with_membership(first: np.ndarray, second: np.ndarray) -> None:
+    np.testing.assert_array_equal(members(as_intervals(first)), members(first))
+    first, second = as_intervals(first), as_intervals(second)
     for result, expected in [
         (as_intervals(first), members(first)),
         (union(first, second), members(first) | members(second)),

@@ -247,12 +247,13 @@ def test_single_precision_and_float_images_give_the_same() -> None:
         assert test.inference(same).p_value == pytest.approx(expected.p_value, abs=1e-9)
 
 
+@pytest.fixture(scope="module")
+def model() -> onnx.ModelProto:
+    return export(sharpen(Cam(), 12), (1, 1, 8, 8))
+
+
 class TestBadInput:
     """What each mistake is answered with."""
-
-    @pytest.fixture(scope="class")
-    def model(self) -> onnx.ModelProto:
-        return export(sharpen(Cam(), 12), (1, 1, 8, 8))
 
     def test_not_a_model(self, tmp_path: object) -> None:
         with pytest.raises(FileFormatError):
@@ -293,7 +294,9 @@ class TestBadInput:
         with pytest.raises(InvalidTypeError, match="numpy array or a torch tensor"):
             selkit.load(model, BackMeanDiff(0.0)).inference("x", 1.0)  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("var", [0.0, -1.0, np.nan, np.inf, np.ones(3), None, np.zeros((64, 64)), -np.eye(64)])
+    @pytest.mark.parametrize(
+        "var", [0.0, -1.0, np.nan, np.inf, np.ones(3), None, np.zeros((64, 64)), -np.eye(64)]
+    )
     def test_variances(self, model: onnx.ModelProto, var: object) -> None:
         x = noise(0, 1, 8, 8)
         with pytest.raises(InvalidInputError, match="var"):

@@ -56,9 +56,7 @@ def test_chi_tails_keep_their_digits(df: int, low: float, high: float) -> None:
     with mpmath.workdps(60):
         half = mpmath.mpf(df) / 2
         upper = mpmath.inf if np.isinf(high) else mpmath.mpf(high) ** 2 / 2
-        expected = float(
-            mpmath.log(mpmath.gammainc(half, mpmath.mpf(low) ** 2 / 2, upper, regularized=True))
-        )
+        expected = float(mpmath.log(mpmath.gammainc(half, mpmath.mpf(low) ** 2 / 2, upper, regularized=True)))
     assert Chi(df).log_mass(np.array([[low, high]]))[0] == pytest.approx(expected, rel=1e-9)
 
 

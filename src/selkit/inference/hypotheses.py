@@ -66,8 +66,12 @@ class Hypothesis(ABC):
         if not np.isfinite(self.threshold):
             raise InvalidInputError(f"threshold is {self.threshold}; it must be finite")
         if self.use_norm and not 0 <= self.threshold < 1:
-            raise InvalidInputError(f"threshold is {self.threshold}; with use_norm=True it must lie in [0, 1)")
-        steps = (self.post_process,) if isinstance(self.post_process, PostProcess) else tuple(self.post_process)
+            raise InvalidInputError(
+                f"threshold is {self.threshold}; with use_norm=True it must lie in [0, 1)"
+            )
+        steps = (
+            (self.post_process,) if isinstance(self.post_process, PostProcess) else tuple(self.post_process)
+        )
         for step in steps:
             if not isinstance(step, PostProcess):
                 raise InvalidTypeError(
@@ -79,7 +83,9 @@ class Hypothesis(ABC):
     @property
     def steps(self) -> tuple[PostProcess, ...]:
         """The steps of post-processing, always a tuple."""
-        return (self.post_process,) if isinstance(self.post_process, PostProcess) else tuple(self.post_process)
+        return (
+            (self.post_process,) if isinstance(self.post_process, PostProcess) else tuple(self.post_process)
+        )
 
     @abstractmethod
     def contrast(self, roi: Region, usable: Region, shape: tuple[int, ...]) -> Contrast:

@@ -50,7 +50,7 @@ def union(*parts: Intervals) -> Intervals:
 
 
 def intersection(first: Intervals, second: Intervals) -> Intervals:
-    """Return the intersection of two unions.
+    """Return the intersection of two unions, whose rows are sorted and do not overlap.
 
     Examples
     --------
@@ -58,7 +58,6 @@ def intersection(first: Intervals, second: Intervals) -> Intervals:
     array([[1., 2.],
            [3., 4.]])
     """
-    first, second = as_intervals(first), as_intervals(second)
     if not len(first) or not len(second):
         return EMPTY
     # Each row of ``first`` meets a contiguous run of rows of ``second``: both are sorted and disjoint.
@@ -66,14 +65,19 @@ def intersection(first: Intervals, second: Intervals) -> Intervals:
     end = np.searchsorted(second[:, 0], first[:, 1], side="right")
     counts = np.maximum(end - begin, 0)
     mine = np.repeat(np.arange(len(first)), counts)
-    theirs = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(begin, counts)
-    lower = np.maximum(first[mine, 0], second[theirs, 0])
-    upper = np.minimum(first[mine, 1], second[theirs, 1])
-    return as_intervals(np.column_stack([lower, upper]))
+    theirs = (
+        np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(begin, counts)
+    )
+    result = np.empty((len(mine), 2))
+    np.maximum(first[mine, 0], second[theirs, 0], out=result[:, 0])
+    np.minimum(first[mine, 1], second[theirs, 1], out=result[:, 1])
+    return result
 
 
 def complement(intervals: Intervals, within: Intervals = LINE) -> Intervals:
     """Return the closure of what ``within`` has outside ``intervals``; single points are dropped.
+
+    Both have sorted rows that do not overlap.
 
     Examples
     --------
@@ -81,9 +85,14 @@ def complement(intervals: Intervals, within: Intervals = LINE) -> Intervals:
     array([[-inf,   0.],
            [  1.,  inf]])
     """
-    intervals = as_intervals(intervals)
-    bounds = np.concatenate([[-np.inf], intervals.reshape(-1), [np.inf]]).reshape(-1, 2)
-    gaps = intersection(bounds[bounds[:, 0] < bounds[:, 1]], within)
+    intervals = intervals[intervals[:, 0] < intervals[:, 1]]  # the closure of what is left fills points
+    bounds = np.empty((len(intervals) + 1, 2))
+    bounds[0, 0], bounds[-1, 1] = -np.inf, np.inf
+    bounds[1:, 0], bounds[:-1, 1] = intervals[:, 1], intervals[:, 0]
+    gaps = bounds[bounds[:, 0] < bounds[:, 1]]
+    if within is LINE:
+        return gaps
+    gaps = intersection(gaps, within)
     return gaps[gaps[:, 0] < gaps[:, 1]]
 
 
@@ -92,9 +101,11 @@ def contains(intervals: Intervals, points: float | NDArray[np.float64]) -> NDArr
     points = np.asarray(points, dtype=np.float64)
     index = np.searchsorted(intervals[:, 0], points, side="right") - 1
     inside = index >= 0
-    return np.asarray(inside & (points <= np.where(inside, intervals[np.maximum(index, 0), 1], -np.inf))) if len(
-        intervals
-    ) else np.zeros(points.shape, dtype=bool)
+    return (
+        np.asarray(inside & (points <= np.where(inside, intervals[np.maximum(index, 0), 1], -np.inf)))
+        if len(intervals)
+        else np.zeros(points.shape, dtype=bool)
+    )
 
 
 def around(intervals: Intervals, point: float) -> tuple[float, float] | None:

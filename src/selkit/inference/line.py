@@ -185,7 +185,9 @@ def winner_crossings(
     right_lead = sign * (operator.pick(last, *right) - operator.pick(first, *right))[mask]
     left_lead, right_lead = left_lead.to(torch.float64), right_lead.to(torch.float64)
     # Leads within rounding are ties: else two equal candidates would take turns for ever.
-    largest = max(float(value.abs().max()) for value in operands if value is not None and value.is_floating_point())
+    largest = max(
+        float(value.abs().max()) for value in operands if value is not None and value.is_floating_point()
+    )
     tie = 4 * torch.finfo(torch.float64 if operands[0] is None else operands[0].dtype).eps * largest
     meet = (left_lead > tie) & (right_lead > tie)
     pair = rows[mask.nonzero(as_tuple=True)[0]]

@@ -281,9 +281,7 @@ class RoiTest:
         index = torch.as_tensor(np.flatnonzero(np.broadcast_to(usable, roi.shape)), device=self.device)
         positive = torch.as_tensor(roi.reshape(-1), device=self.device)[index]
         event = SignEvent(maps.margin, index, positive)
-        return Observation(
-            maps, Line(tested - stat * b, b), event, contrast, stat, scale, output, score, roi
-        )
+        return Observation(maps, Line(tested - stat * b, b), event, contrast, stat, scale, output, score, roi)
 
     @property
     def tested_name(self) -> str:
@@ -313,7 +311,8 @@ class RoiTest:
                 f"x has {len(given)} array(s), but the model has {len(self.graph.inputs)} input(s): {names}"
             )
         tensors = [
-            self._tensor(value, spec.name, spec.shape) for value, spec in zip(given, self.graph.inputs, strict=True)
+            self._tensor(value, spec.name, spec.shape)
+            for value, spec in zip(given, self.graph.inputs, strict=True)
         ]
         tested = tensors[self.hypothesis.i_idx]
         others = {
@@ -328,7 +327,9 @@ class RoiTest:
     def _tensor(self, value: Array, name: str, declared: tuple[int | None, ...] | None) -> Tensor:
         """Check one input against the model's declaration, adding the batch axis where it is missing."""
         if not isinstance(value, Tensor | np.ndarray):
-            raise InvalidTypeError(f"{name} is a {type(value).__name__}; give a numpy array or a torch tensor")
+            raise InvalidTypeError(
+                f"{name} is a {type(value).__name__}; give a numpy array or a torch tensor"
+            )
         tensor = torch.as_tensor(value).detach().to(self.device)
         if tensor.is_complex():
             raise InvalidTypeError(f"{name} has dtype {tensor.dtype}; give real numbers")
@@ -342,11 +343,11 @@ class RoiTest:
         if not fits:
             raise InvalidInputError(f"{name} has shape {tuple(tensor.shape)}; the model takes {declared}")
         if tensor.ndim and tensor.shape[0] != 1 and (declared is None or declared[0] in (None, 1)):
-            raise InvalidInputError(
-                f"{name} has a batch of {tensor.shape[0]}; test one image at a time"
-            )
+            raise InvalidInputError(f"{name} has a batch of {tensor.shape[0]}; test one image at a time")
         if not bool(torch.isfinite(tensor).all()):
-            raise InvalidInputError(f"{name} contains NaN or infinite values; replace or mask them before testing")
+            raise InvalidInputError(
+                f"{name} contains NaN or infinite values; replace or mask them before testing"
+            )
         return tensor
 
     def _programs(self, shape: tuple[int, ...], others: dict[str, Tensor]) -> ScoreMap:

@@ -16,7 +16,10 @@ InferenceMode = Literal["parametric", "decision", "exhaustive", "over_conditioni
 MODES: tuple[InferenceMode, ...] = get_args(InferenceMode)
 
 REACH = 10.0
-"""How far beyond the statistic and zero an exhaustive search goes, in standard deviations."""
+"""How far beyond the statistic and the null value an exhaustive search goes, in standard deviations."""
+
+LIMIT = 38.0
+"""How far any search goes: what lies beyond has a probability of 1e-315."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,16 @@ class Search:
         When to stop.
     """
 
-    def __init__(
-        self, distribution: Distribution, stat: float, alternative: Alternative, goal: Goal
-    ) -> None:
+    def __init__(self, distribution: Distribution, stat: float, alternative: Alternative, goal: Goal) -> None:
         self.distribution, self.stat, self.alternative, self.goal = distribution, stat, alternative, goal
         self.included: Intervals = EMPTY
         self.searched: Intervals = EMPTY
-        self.domain: Intervals = distribution.support
-        if goal.mode == "exhaustive":
-            ends = np.array([[min(stat, 0.0) - REACH, max(stat, 0.0) + REACH]])
-            self.domain = intersection(ends, distribution.support)
         self.center = float(np.clip(getattr(distribution, "mean", 0.0), *distribution.support[0]))
+        low, high = sorted((stat, self.center))
+        self.near = intersection(np.array([[low - REACH, high + REACH]]), distribution.support)
+        self.domain = self.near
+        if goal.mode != "exhaustive":
+            self.domain = intersection(np.array([[low - LIMIT, high + LIMIT]]), distribution.support)
 
     def record(self, settled: Settled) -> None:
         """Add what has become known."""
@@ -105,8 +107,8 @@ class Search:
         home, seen = around(self.included, self.stat), around(self.searched, self.stat)
         if home is None or seen is None:
             return False
-        left = home[0] > seen[0] or home[0] <= self.domain[0, 0]
-        return left and (home[1] < seen[1] or home[1] >= self.domain[-1, 1])
+        left = home[0] > seen[0] or home[0] <= self.near[0, 0]
+        return left and (home[1] < seen[1] or home[1] >= self.near[-1, 1])
 
     def propose(self, width: float, count: int) -> list[tuple[float, float]]:
         """Return up to ``count`` windows of about ``width`` that can change the p-value most, ascending.
@@ -121,12 +123,12 @@ class Search:
             return self._cut(gaps, self.stat, width, count) if len(gaps) else []
         frontier = around(self.searched, self.stat) or home
         ends = []
-        if home[0] <= frontier[0] and home[0] > self.domain[0, 0]:
+        if home[0] <= frontier[0] and home[0] > self.near[0, 0]:
             ends.append((home[0] - width, home[0]))
-        if home[1] >= frontier[1] and home[1] < self.domain[-1, 1]:
+        if home[1] >= frontier[1] and home[1] < self.near[-1, 1]:
             ends.append((home[1], home[1] + width))
         if ends:
-            rows = intersection(complement(self.searched, self.domain), np.array(ends))
+            rows = intersection(complement(self.searched, self.near), np.array(ends))
             return [(float(low), float(high)) for low, high in rows]
         return self._cut(complement(self.searched, self._relevant()), self.center, width, count)
 
