@@ -112,6 +112,7 @@ def check_truncation(
     model: onnx.ModelProto,
     score_map: ScoreMap,
     threshold: float,
+    *,
     mask: np.ndarray | None = None,
     points: int = 2500,
 ) -> int:
@@ -127,7 +128,7 @@ def check_truncation(
     assert result.inf_p <= result.p_value <= result.sup_p
     spread = np.linspace(-4.0, 4.0, points // 2) * result.scale
     near = result.stat + np.linspace(-1.0, 1.0, points // 2) * max(
-        3 * float(np.ptp(intervals[[i for i, (a, b) in enumerate(intervals) if a <= result.stat <= b][0]])),
+        3 * float(np.ptp(intervals[next(i for i, (a, b) in enumerate(intervals) if a <= result.stat <= b)])),
         1e-3 * result.scale,
     )
     values = np.concatenate([spread, near])

@@ -272,7 +272,7 @@ class TestBadInput:
 
     def test_regions_that_leave_nothing_to_test(self, model: onnx.ModelProto) -> None:
         x = noise(0, 1, 8, 8)
-        with pytest.raises(NoHypothesisError, match="region is empty.*lower the threshold"):
+        with pytest.raises(NoHypothesisError, match=r"region is empty.*lower the threshold"):
             selkit.load(model, BackMeanDiff(1e6)).inference(x, 1.0)
         with pytest.raises(NoHypothesisError, match="covers everything"):
             selkit.load(model, BackMeanDiff(-1e6)).inference(x, 1.0)

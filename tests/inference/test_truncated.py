@@ -145,7 +145,7 @@ def test_estimates_solve_their_equations() -> None:
 def test_bad_arguments_say_what_is_accepted() -> None:
     with pytest.raises(InvalidInputError, match="alternative is 'bigger'; it must be one of two-sided"):
         check_alternative("bigger")
-    with pytest.raises(InvalidInputError, match="confidence is 1.5"):
+    with pytest.raises(InvalidInputError, match=r"confidence is 1\.5"):
         confidence_interval(0.0, LINE, 1.5)
     with pytest.raises(InvalidInputError, match="truncation set is empty"):
         maximum_likelihood(0.0, EMPTY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -16,7 +17,6 @@ from selkit.inference import (
     Abs,
     AverageFilter,
     BackMeanDiff,
-    Hypothesis,
     InputDiff,
     NeighborMeanDiff,
     ReferenceMeanDiff,
@@ -34,10 +34,8 @@ def collect(
     results: list[RoiResult] = []
     seed = 0
     while len(results) < count and seed < 3 * count:
-        try:
+        with contextlib.suppress(NoHypothesisError):
             results.append(test.inference(draw(seed), **options))  # type: ignore[arg-type]
-        except NoHypothesisError:
-            pass
         seed += 1
     assert len(results) == count
     return results

@@ -143,7 +143,7 @@ def _piecewise_linear(step: Step, operands: Sequence[Band | Tensor | None]) -> B
     lower, upper = band.lower, band.upper
     length = band.right - band.left
     knots = operator.knots(band.left, *rest)
-    places: list[Tensor | float] = [0.0, 1.0]
+    places = [torch.zeros_like(length), torch.ones_like(length)]
     for knot in knots:
         for shift in (lower, upper):
             place = (knot - shift - band.left) / length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,7 +43,8 @@ class Stationary:
         kernel = np.asarray(self.kernel)
         if kernel.ndim > vector.ndim:
             raise InvalidInputError(
-                f"kernel has {kernel.ndim} axes, more than the input's shape {vector.shape}; give spatial ones"
+                f"kernel has {kernel.ndim} axes, more than the input's shape {vector.shape}; give "
+                "spatial ones"
             )
         kernel = kernel.reshape((1,) * (vector.ndim - kernel.ndim) + kernel.shape)
         return np.asarray(fftconvolve(vector, kernel, mode="same"), dtype=np.float64)
@@ -65,14 +66,15 @@ class Covariance:
     def __init__(self, var: object, shape: tuple[int, ...]) -> None:
         self.shape = shape
         self.size = int(np.prod(shape))
-        self._var: Array | sparse.csr_array | Stationary
+        self._var: Any
         if var is None:
             raise InvalidInputError("var is missing; give the noise variance (a number, vector or matrix)")
         if isinstance(var, Stationary):
             self._var = var
-        elif sparse.issparse(var):
-            self._var = sparse.csr_array(var)
-            self._check_matrix(self._var)
+        elif _is_sparse(var):
+            matrix: Any = sparse.csr_array(cast(Any, var))
+            self._check_matrix(matrix)
+            self._var = matrix
         else:
             detach = getattr(var, "detach", None)
             array = np.asarray(detach().cpu().numpy() if detach else var, dtype=np.float64)
@@ -92,13 +94,13 @@ class Covariance:
             raise InvalidInputError("var must be finite and positive everywhere")
         return array.reshape(()) if array.size == 1 else array.reshape(self.shape)
 
-    def _check_matrix(self, matrix: Array | sparse.csr_array) -> None:
+    def _check_matrix(self, matrix: Any) -> None:
         if matrix.shape != (self.size, self.size):
             raise InvalidInputError(
                 f"var is a matrix of shape {matrix.shape}; an input of shape {self.shape} needs "
                 f"({self.size}, {self.size})"
             )
-        values = matrix.data if sparse.issparse(matrix) else matrix
+        values = matrix.data if _is_sparse(matrix) else matrix
         if not np.all(np.isfinite(np.asarray(values))):
             raise InvalidInputError("var has values that are not finite")
         skew = abs(matrix - matrix.T).max()
@@ -116,15 +118,20 @@ class Covariance:
         return np.asarray(self._var @ eta.reshape(-1)).reshape(self.shape)
 
 
-def _positive_definite(matrix: Array | sparse.csr_array) -> bool:
-    if sparse.issparse(matrix):
+def _is_sparse(matrix: object) -> bool:
+    return bool(sparse.issparse(matrix))
+
+
+def _positive_definite(matrix: Any) -> bool:
+    if _is_sparse(matrix):
         from scipy.sparse.linalg import ArpackError, eigsh
 
         size = matrix.shape[0]
         if size < 500:
             return _positive_definite(np.asarray(matrix.todense()))
         try:
-            smallest = eigsh(sparse.csc_array(matrix), k=1, sigma=0, which="LM", return_eigenvectors=False)
+            solve: Any = eigsh
+            smallest = solve(sparse.csc_array(matrix), k=1, sigma=0, which="LM", return_eigenvectors=False)
         except (ArpackError, RuntimeError):
             return False
         return bool(smallest[0] > 0)

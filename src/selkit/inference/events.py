@@ -51,7 +51,7 @@ class Event(ABC):
 
 @dataclass(frozen=True, eq=False)
 class SignEvent(Event):
-    """All margins have the signs that were observed: an element is in the region where its margin is positive.
+    """All margins have the signs that were observed: an element is in the region where it is positive.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class SignEvent(Event):
         return Settled(as_intervals(_stretch(inner, low, high)), as_intervals(np.concatenate(excluded)))
 
     def slack(self, bands: Mapping[str, Band], tolerance: float = 0.0) -> NDArray[np.float64]:
-        """How many times wider the bounds could be and still exclude each window; 0 where nothing is wrong."""
+        """How many times wider the bounds could be and still exclude each window; 0 if nothing is wrong."""
         band = bands[self.value]
         wrong = -torch.maximum(self._oriented(band.left), self._oriented(band.right))
         reach = self._chosen(band.radius).to(torch.float64) + self._oriented(band.offset).abs() + tolerance
@@ -144,7 +144,7 @@ class SignEvent(Event):
 
 
 def _positive_part(left: Tensor, right: Tensor, offset: float) -> Tensor:
-    """Part of [0, 1] where all lines from ``left`` to ``right`` are at least ``offset``: shape (pieces, 2)."""
+    """Part of [0, 1] where all lines from ``left`` to ``right`` are at least ``offset``, (pieces, 2)."""
     left, right = left - offset, right - offset
     rising, falling = (left < 0) & (right > 0), (left > 0) & (right < 0)
     # A line that is below at one end and on the level at the other only touches it.

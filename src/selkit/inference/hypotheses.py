@@ -110,7 +110,7 @@ class Hypothesis(ABC):
 def mean_difference(first: Region, second: Region, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Weights of the mean over one region minus the mean over another, both broadcast to ``shape``."""
     one, two = np.broadcast_to(first, shape), np.broadcast_to(second, shape)
-    return one / one.sum() - two / two.sum()
+    return np.asarray(one / one.sum() - two / two.sum(), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

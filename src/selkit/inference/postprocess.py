@@ -126,7 +126,8 @@ def _filter(g: Builder, score: str, profile: Tensor) -> str:
     shape = g.shape(score)
     if len(shape) < 3:
         raise InvalidInputError(
-            f"post_process has a filter, but the score map has shape {shape}; it needs (1, channels, *spatial)"
+            f"post_process has a filter, but the score map has shape {shape}; "
+            "it needs (1, channels, *spatial)"
         )
     rank, channels, size = len(shape) - 2, shape[1], len(profile)
     kernel = profile
@@ -197,7 +198,8 @@ class L1Norm(PostProcess):
         shape = g.shape(score)
         if len(shape) < 3:
             raise InvalidInputError(
-                f"post_process has L1Norm, but the score map has shape {shape}; it needs (1, channels, *spatial)"
+                f"post_process has L1Norm, but the score map has shape {shape}; "
+                "it needs (1, channels, *spatial)"
             )
         axes = torch.tensor([1])
         total = g.add("ReduceSum", g.add("Abs", score), axes, keepdims=1)

@@ -135,8 +135,8 @@ class RoiTest:
     ) -> None:
         if not isinstance(hypothesis, Hypothesis):
             raise InvalidTypeError(
-                f"hypothesis is a {type(hypothesis).__name__}; give an instance of a selkit hypothesis, such as "
-                "BackMeanDiff(threshold=0.5)"
+                f"hypothesis is a {type(hypothesis).__name__}; give an instance of a selkit hypothesis, "
+                "such as BackMeanDiff(threshold=0.5)"
             )
         for name, index, values in (
             ("i_idx", hypothesis.i_idx, graph.inputs),
@@ -261,8 +261,9 @@ class RoiTest:
         roi = fit_to_input(margin > 0, shape).cpu().numpy() & usable
         if not roi.any():
             raise NoHypothesisError(
-                f"the region is empty: no score that the mask leaves is above threshold={self.hypothesis.threshold}"
-                f" (the largest is {float(score.max()):.4g}); lower the threshold"
+                "the region is empty: no score that the mask leaves is above "
+                f"threshold={self.hypothesis.threshold} (the largest is {float(score.max()):.4g}); "
+                "lower the threshold"
             )
         contrast = self.hypothesis.contrast(roi, usable, shape)
         if not contrast.against_reference and reference is not None:
@@ -272,7 +273,7 @@ class RoiTest:
         variance = float(np.sum(contrast.eta * direction)) * (2.0 if contrast.against_reference else 1.0)
         if not variance > 0:
             raise InvalidInputError(
-                f"the contrast has variance {variance:.3g} under var; it must be positive: check the covariance"
+                f"the contrast has variance {variance:.3g} under var; it must be positive: check var"
             )
         scale = float(np.sqrt(variance))
         data = tested.cpu().numpy() - (reference.cpu().numpy() if reference is not None else 0.0)
@@ -296,7 +297,7 @@ class RoiTest:
 
     def _inputs(self, x: Array | Sequence[Array]) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Split what was given into the tested input, the other inputs and the reference."""
-        given = list(x) if isinstance(x, list | tuple) else [x]
+        given: list[Any] = list(x) if isinstance(x, list | tuple) else [x]
         reference = None
         if isinstance(self.hypothesis, ReferenceMeanDiff):
             if len(given) != len(self.graph.inputs) + 1:

@@ -107,7 +107,8 @@ def _undo(program: Program, score: str, hypothesis: Hypothesis) -> tuple[Program
     if hypothesis.use_norm:
         return program, score, threshold  # scaling does not commute with them
     steps = {name: step for step in program.steps for name in step.outputs}
-    current, undone = score, []
+    current = score
+    undone: list[Step] = []
     while (step := steps.get(current)) is not None:
         live = [name for name, alive in zip(step.inputs, step.live, strict=True) if alive]
         if isinstance(step.operator, Smooth) and getattr(step.operator, "inverse", None) and not undone:
@@ -121,7 +122,7 @@ def _undo(program: Program, score: str, hypothesis: Hypothesis) -> tuple[Program
         return program, score, threshold
     if math.isnan(threshold):
         raise InvalidInputError(
-            f"threshold is {hypothesis.threshold}, a value that {type(undone[0].operator).__name__} never takes"
+            f"threshold is {hypothesis.threshold}, which {type(undone[0].operator).__name__} never reaches"
         )
     bypassed = {undone[0].outputs[0]: undone[0].inputs[0]}
     kept = tuple(_rewire(step, bypassed) for step in program.steps if step is not undone[0])

@@ -25,13 +25,17 @@ class Distribution(Protocol):
     """The null distribution of a statistic before truncation."""
 
     @property
-    def support(self) -> Intervals: ...
+    def support(self) -> Intervals:
+        """Where the density is positive."""
+        ...
 
     def log_mass(self, intervals: Intervals) -> NDArray[np.float64]:
         """Logarithm of the probability of each interval."""
         ...
 
-    def log_density(self, points: NDArray[np.float64]) -> NDArray[np.float64]: ...
+    def log_density(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Logarithm of the density."""
+        ...
 
 
 def _log_difference(larger: NDArray[np.float64], smaller: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -309,7 +313,6 @@ def maximum_likelihood(stat: float, truncation: Intervals) -> float:
     >>> round(maximum_likelihood(1.5, LINE), 6)
     1.5
     """
-
     rows = as_array(truncation)
     if stat >= rows[-1, 1]:
         return np.inf
