@@ -84,7 +84,7 @@ def judge(patches: Patches, model: UNet, onnx_file: Path, clock: Clock) -> Findi
     clock.time("fit the score", score.fit, model=model, loaders=loaders)
     score.set_threshold(q=0.90)
 
-    hypothesis = selkit.NeighborMeanDiff(threshold=0.5, neighborhood_range=3)
+    hypothesis = selkit.NeighborMeanDiff(threshold=0.5, neighborhood_range=5)
     roi_test = selkit.load(onnx_file, hypothesis=hypothesis, var=patches.variance)
 
     queries, kinds = patches.queries()
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> Findings:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("selkit-report"), help="folder to write to")
-    parser.add_argument("--epochs", type=int, default=12, help="of training")
+    parser.add_argument("--epochs", type=int, default=8, help="of training")
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(1)  # the images are small: threads would mostly wait for each other

@@ -243,7 +243,7 @@ def quiet_trainer(epochs: int = 1) -> Trainer:
     )
 
 
-def train_unet(patches: TensorDataset, epochs: int = 12, channels: int = 8, seed: int = 0) -> UNet:
+def train_unet(patches: TensorDataset, epochs: int = 8, channels: int = 8, seed: int = 0) -> UNet:
     """Train a :class:`UNet` from a fixed seed; in evaluation mode when it is done."""
     lightning.seed_everything(seed, verbose=False)
     model = UNet(channels)
