@@ -194,6 +194,21 @@ def test_shapes_that_do_not_fit_are_reported_with_their_node():
     assert "its inputs have the shapes (1, 4), (3, 1)" in caught.value.nodes[0].reason
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = ReduceProd<keepdims=0>(x)",
+        "y = NonZero(x)",
+        "a = ReduceMax<keepdims=0>(x)  z = Constant<value_float=0.0>()  y = Range(z, a, a)",
+        "a = Cast<to=7>(x)  b = Reshape(a, f)  y = ConstantOfShape(b)",
+    ],
+)
+def test_operators_on_constants_refuse_what_is_live(body: str):
+    made = graph(body, "(float[1, 4] x) => (float y)", "int64[1] f = {-1}")
+    with pytest.raises(UnsupportedModelError, match="must not depend on the model's input"):
+        made.compile({"x": (1, 4)})
+
+
 def test_parameters_must_not_depend_on_the_input():
     made = graph("i = Cast<to=7>(x)  y = Gather(x, i)")
     with pytest.raises(

@@ -59,6 +59,7 @@ TRUTHS = [
     Truth(ops.Sigmoid(), special.expit),
     Truth(ops.Tanh(), np.tanh),
     Truth(ops.Erf(), special.erf),
+    Truth(ops.Atan(), np.arctan),
     Truth(ops.Softplus(), lambda x: np.logaddexp(0, x)),
     Truth(ops.Softsign(), lambda x: x / (1 + np.abs(x))),
     Truth(ops.Elu(), lambda x: _elu(x, 1)),
@@ -179,6 +180,7 @@ def test_inverses_undo_monotone_functions(truth: Truth):
         (ops.Sigmoid(), -0.1, 1.1),
         (ops.Tanh(), -1.1, 1.1),
         (ops.Erf(), -1.1, 1.1),
+        (ops.Atan(), -1.6, 1.6),
         (ops.Softsign(), -1.0, 1.0),
     ],
 )

@@ -241,15 +241,15 @@ class Builder:
 
     def _emit(self, operator: Operator, inputs: tuple[str, ...], outputs: tuple[str, ...], name: str) -> None:
         live = tuple(value in self.shapes for value in inputs)
-        kind = operator.kind(live)
-        if kind is Kind.CONSTANT:
-            self._evaluate(operator, inputs, outputs)
-            return
         if operator.LIVE is not None and any(live[operator.LIVE :]):
             late = next(i for i in range(operator.LIVE, len(live)) if live[i])
             raise UnsupportedAttribute(
                 f"its input {late} ({inputs[late]}) must not depend on the model's input"
             )
+        kind = operator.kind(live)
+        if kind is Kind.CONSTANT:
+            self._evaluate(operator, inputs, outputs)
+            return
         if kind is Kind.COMPOSITE and self.decompose and isinstance(operator, Composite):
             self._replace(operator, inputs, outputs)
             return

@@ -48,6 +48,7 @@ from selkit.graph.ops.logic import (
 )
 from selkit.graph.ops.matmul import Einsum, Gemm, MatMul
 from selkit.graph.ops.normalization import (
+    LRN,
     BatchNormalization,
     GroupNormalization,
     InstanceNormalization,
@@ -86,6 +87,7 @@ from selkit.graph.ops.shape import (
     Where,
 )
 from selkit.graph.ops.sigmoids import (
+    Atan,
     Celu,
     Elu,
     Erf,
@@ -103,11 +105,13 @@ from selkit.graph.ops.smooth import Cos, Exp, Log, Power, Reciprocal, Sin, Sqrt
 from selkit.graph.ops.softmax import FlattenedLogSoftmax, FlattenedSoftmax, LogSoftmax, Softmax
 
 __all__ = [
+    "LRN",
     "Abs",
     "Add",
     "And",
     "ArgMax",
     "ArgMin",
+    "Atan",
     "AveragePool",
     "BatchNormalization",
     "Cast",

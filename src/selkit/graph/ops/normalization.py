@@ -13,6 +13,7 @@ from torch import Tensor
 from selkit.graph.ops.activations import Abs
 from selkit.graph.ops.arithmetic import Add, Mul, Sub
 from selkit.graph.ops.base import Affine, Composite, Decomposition, UnsupportedAttribute, align, register
+from selkit.graph.ops.matmul import MatMul
 from selkit.graph.ops.reduction import ReduceMean, ReduceSum
 from selkit.graph.ops.shape import Reshape
 from selkit.graph.ops.smooth import Power, Reciprocal, Sqrt
@@ -176,6 +177,41 @@ class GroupNormalization(_Normalization):
 
     def _parameter(self, shape: Sequence[int], parameter: Sequence[int]) -> tuple[int, ...]:
         return (-1, *(1,) * (len(shape) - 2))
+
+
+@register("LRN", since=(1, 13))
+@dataclass(frozen=True)
+class LRN(Composite):
+    """``x / (bias + alpha / size * sum) ** beta`` with the sum of squares over neighbouring channels."""
+
+    size: int
+    alpha: float = 9.999999747378752e-05
+    beta: float = 0.75
+    bias: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UnsupportedAttribute(f"size={self.size} is below 1")
+
+    def _band(self, channels: int) -> Tensor:
+        """Which channels count for which, times ``alpha / size``."""
+        place = torch.arange(channels, dtype=torch.float64)
+        distance = place[None, :] - place[:, None]
+        near = (distance >= -((self.size - 1) // 2)) & (distance <= self.size // 2)
+        return near * (self.alpha / self.size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        band = self._band(x.shape[2]).to(x.device, x.dtype)
+        total = torch.einsum("dc,snc...->snd...", band, x.square())
+        return (x * (total + self.bias) ** -self.beta,)
+
+    def decompose(self, build: Decomposition, x: str) -> tuple[str, ...]:
+        shape = build.shapes[0] or ()
+        flat = build(Reshape(allowzero=1), x, torch.tensor((*shape[:2], -1), dtype=torch.int64))
+        total = build(MatMul(), self._band(shape[1]), build(Power(2.0), flat))
+        total = build(Add(), total, torch.tensor(self.bias, dtype=torch.float64))
+        y = build(Mul(), flat, build(Power(-self.beta), total))
+        return (build(Reshape(allowzero=1), y, torch.tensor(shape, dtype=torch.int64)),)
 
 
 @register("MeanVarianceNormalization", since=(9, 13))

@@ -85,6 +85,33 @@ class Tanh(_Increasing):
         return y.clamp(-1, 1).atanh()
 
 
+@register("Atan", since=(7, 22))
+@dataclass(frozen=True)
+class Atan(_Increasing):
+    """The inverse tangent."""
+
+    @property
+    def steepest(self) -> tuple[float, ...]:
+        return (0.0,)
+
+    @property
+    def most_bent(self) -> tuple[float, ...]:
+        return (-math.sqrt(1 / 3), math.sqrt(1 / 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x.atan(),)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return (1 + x.square()).reciprocal()
+
+    def second(self, x: Tensor) -> Tensor:
+        return -2 * x * (1 + x.square()) ** -2
+
+    def inverse(self, y: Tensor) -> Tensor:
+        half = math.pi / 2
+        return torch.where(y.abs() < half, y.tan(), y.sign() * torch.inf)
+
+
 @register("Erf", since=(9, 13))
 @dataclass(frozen=True)
 class Erf(_Increasing):
