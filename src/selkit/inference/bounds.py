@@ -3,7 +3,8 @@
 Within a window every value stays near its chord, the straight line between its values at the two ends. What
 is carried along is how far it can be away: ``chord(z) + offset - radius <= value(z) <= chord(z) + offset +
 radius``. An affine operator ``W`` maps the offset by ``W`` and the radius by ``|W|``; a knot and a change of
-the winner of a maximum add the height of the bump that they cause.
+the winner of a maximum add the height of the bump that they cause. A smooth function adds that of its
+curvature, ``height^2 max|f''| / 8``, and a product of two values that of the product of their differences.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selkit.graph.ops.base import Kind, Maximum, PiecewiseLinear
+from selkit.graph.ops.base import Kind, Maximum, PiecewiseLinear, Product, Smooth
 from selkit.graph.program import Program, Step
 from selkit.inference.line import Line
 
@@ -46,6 +47,14 @@ class Band:
         """Upper bound of value minus chord."""
         return self.offset + self.radius
 
+    def or_nothing(self) -> Band:
+        """Return the band with an infinite radius wherever a bound has overflown."""
+        known = torch.isfinite(self.offset) & torch.isfinite(self.radius)
+        if bool(known.all()):
+            return self
+        offset = torch.where(known, self.offset, torch.zeros_like(self.offset))
+        return Band(self.left, self.right, offset, self.radius.masked_fill(~known, torch.inf))
+
     @staticmethod
     def between(left: Tensor, right: Tensor, lower: Tensor, upper: Tensor) -> Band:
         """Build a band from bounds of value minus chord."""
@@ -58,12 +67,14 @@ class Bounder:
     Parameters
     ----------
     program
-        Every step is constant, affine, piecewise linear or a maximum.
+        Every step is affine, piecewise linear, a maximum, smooth or a product.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.name = next(iter(program.inputs))
+        # Only smooth functions and products can make a bound infinite.
+        self.finite = all(step.kind not in (Kind.SMOOTH, Kind.PRODUCT) for step in program.steps)
 
     def bound(self, line: Line, windows: Tensor) -> dict[str, Band]:
         """Return the bands of the program's outputs.
@@ -81,7 +92,9 @@ class Bounder:
         values = {self.name: Band(left, right, nothing, nothing)}
         for step in self.program.steps:
             operands = [self._operand(name, values) for name in step.inputs]
-            results = self._through(step, operands)
+            results = _through(step, operands)
+            if not self.finite:
+                results = [band.or_nothing() for band in results]
             values.update((name, band) for name, band in zip(step.outputs, results, strict=False) if name)
             for name in step.release:
                 values.pop(name, None)
@@ -90,14 +103,20 @@ class Bounder:
     def _operand(self, name: str, values: dict[str, Band]) -> Band | Tensor | None:
         return None if not name else values[name] if name in values else self.program.constants[name]
 
-    def _through(self, step: Step, operands: Sequence[Band | Tensor | None]) -> list[Band]:
-        if step.kind is Kind.AFFINE:
-            return _affine(step, operands)
-        if step.kind is Kind.PIECEWISE_LINEAR:
-            return [_piecewise_linear(step, operands)]
-        if step.kind is Kind.MAXIMUM:
-            return [_maximum(step, operands)]
-        raise TypeError(f"{step.operator} is {step.kind.value}; only piecewise-linear programs are bounded")
+
+def _through(step: Step, operands: Sequence[Band | Tensor | None]) -> list[Band]:
+    """Carry bands through one step."""
+    if step.kind is Kind.AFFINE:
+        return _affine(step, operands)
+    if step.kind is Kind.PIECEWISE_LINEAR:
+        return [_piecewise_linear(step, operands)]
+    if step.kind is Kind.MAXIMUM:
+        return [_maximum(step, operands)]
+    if step.kind is Kind.SMOOTH:
+        return [_smooth(step, operands)]
+    if step.kind is Kind.PRODUCT:
+        return [_product(step, operands)]
+    raise TypeError(f"{step.operator} is {step.kind.value}, which has no bounds")
 
 
 def _part(operands: Sequence[Band | Tensor | None], name: str) -> list[Tensor | None]:
@@ -179,6 +198,65 @@ def _maximum(step: Step, operands: Sequence[Band | Tensor | None]) -> Band:
         return Band.between(start, end, least, operator.forward(*upper)[0])
     most = torch.maximum(operator.pick(first, *upper), operator.pick(last, *upper)) + bump
     return Band.between(start, end, operator.forward(*lower)[0], most)
+
+
+def _smooth(step: Step, operands: Sequence[Band | Tensor | None]) -> Band:
+    """Range of value minus chord of a smooth function: a Taylor bound of second order along the chord."""
+    operator, band = step.operator, operands[0]
+    if not isinstance(operator, Smooth) or not isinstance(band, Band):
+        raise TypeError(f"{operator} is not smooth")
+    start, end = operator.forward(band.left)[0], operator.forward(band.right)[0]
+    lower, upper = band.lower, band.upper
+    low, high = torch.minimum(band.left, band.right), torch.maximum(band.left, band.right)
+
+    def bump(shift: Tensor) -> Tensor:
+        """How far ``f(chord + shift)`` is from the line between its ends."""
+        bent = operator.curvature(low + shift, high + shift) * (high - low) ** 2 / 8
+        steep = operator.slope(low + shift, high + shift) * (high - low)
+        return torch.minimum(torch.nan_to_num(bent, nan=torch.inf), steep)
+
+    if operator.monotone:
+        rise = [
+            operator.forward(side + upper)[0] - operator.forward(side)[0] for side in (band.left, band.right)
+        ]
+        fall = [
+            operator.forward(side + lower)[0] - operator.forward(side)[0] for side in (band.left, band.right)
+        ]
+        return Band.between(
+            start, end, torch.minimum(*fall) - bump(lower), torch.maximum(*rise) + bump(upper)
+        )
+    away = torch.maximum(lower.abs(), upper.abs())
+    radius = operator.slope(low + lower, high + upper) * away + bump(torch.zeros_like(low))
+    return Band(start, end, torch.zeros_like(start), radius)
+
+
+def _product(step: Step, operands: Sequence[Band | Tensor | None]) -> Band:
+    """Range of value minus chord of a product of two live values."""
+    operator = step.operator
+    live = [operand for operand in operands if isinstance(operand, Band)]
+    if not isinstance(operator, Product) or len(operands) != 2 or len(live) != 2:
+        raise TypeError(f"{operator} is not a product of two values")
+    a, b = live
+
+    def times(x: Tensor, y: Tensor) -> Tensor:
+        return operator.forward(x, y)[0]
+
+    start, end = times(a.left, b.left), times(a.right, b.right)
+    mean_a, mean_b = (a.left + a.right) / 2, (b.left + b.right) / 2
+    step_a, step_b = a.right - a.left, b.right - b.left
+    bump = times(step_a, step_b) / 8
+    offset = times(mean_a, b.offset) + times(a.offset, mean_b) - bump
+    half_a, half_b = step_a.abs() / 2, step_b.abs() / 2
+    away_a, away_b = a.offset.abs() + a.radius, b.offset.abs() + b.radius
+    radius = (
+        times(mean_a.abs() + half_a, b.radius)
+        + times(a.radius, mean_b.abs() + half_b)
+        + times(half_a, b.offset.abs())
+        + times(a.offset.abs(), half_b)
+        + times(away_a, away_b)
+        + times(half_a, half_b) / 2
+    )
+    return Band(start, end, offset, radius.abs())
 
 
 def _deviations(operands: Sequence[Band | Tensor | None], name: str) -> list[Tensor | None]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from selkit.errors import InvalidInputError
 from selkit.graph.program import Program
 from selkit.inference.bounds import Bounder
 from selkit.inference.events import Event, Settled
@@ -50,6 +51,7 @@ class Engine:
     def __init__(self, program: Program, event: Event, line: Line) -> None:
         self.event, self.line = event, line
         fast = program.to(torch.float32)
+        self.smooth = Bounder(program)
         self.exact = Follower(program, _stack(program))
         self.fast = Follower(fast, _stack(fast))
         self.bounder = Bounder(fast)
@@ -132,7 +134,10 @@ class Engine:
             return
         self.windows += len(windows)
         open_parts = self._follow(self.fast, windows, search, self.tolerance)
-        self._follow(self.exact, open_parts, search, 0.0)
+        if len(self._follow(self.exact, open_parts, search, 0.0)):
+            raise InvalidInputError(
+                "the model's values overflow along the line through this image; scale the input or the model"
+            )
 
     def _follow(self, follower: Follower, windows: Intervals, search: Search, tolerance: float) -> Intervals:
         known: list[Intervals] = []
@@ -143,6 +148,32 @@ class Engine:
                 self.pieces += int(trace.joined.sum())
                 known += [settled.included, settled.excluded]
         return complement(union(*known), windows) if known else windows
+
+    def refine(self, search: Search, most: int = 50_000) -> None:
+        """Search by bounds alone, halving what they leave open: for maps that are smooth in the input.
+
+        Parameters
+        ----------
+        search
+            What is known.
+        most
+            Windows after which the search ends, with the bounds of the p-value that it has by then.
+        """
+        edges = np.linspace(search.near[0, 0], search.near[-1, 1], 4 * self.batch + 1)
+        queue = np.column_stack([edges[:-1], edges[1:]])
+        while len(queue) and self.windows < most and not search.finished():
+            order = np.argsort(-search.weight(queue), kind="stable")
+            now, queue = queue[np.sort(order[: self.batch])], queue[np.sort(order[self.batch :])]
+            self.windows += len(now)
+            ends = torch.tensor(now, dtype=torch.float64, device=self.line.a.device)
+            bands = self.smooth.bound(self.line, ends)
+            known = self.event.settle_bands(bands, ends, 1e-12)
+            search.record(known)
+            rest = complement(union(known.included, known.excluded), now)
+            wide = rest[:, 1] - rest[:, 0] > 1e-10
+            middle = rest[wide].mean(1)
+            halves = [np.column_stack([rest[wide, 0], middle]), np.column_stack([middle, rest[wide, 1]])]
+            queue = np.concatenate([queue, *halves])
 
     def piece(self, search: Search) -> None:
         """Learn about the linear piece of the observation only."""

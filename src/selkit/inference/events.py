@@ -80,7 +80,8 @@ class SignEvent(Event):
         """
         margin = self.signed(trace)
         wrong = self._wrong(margin, tolerance)
-        joined = trace.joined
+        finite = torch.isfinite(margin).all(1)
+        joined = trace.joined & finite[1:] & finite[:-1]
         dead = (wrong[1:] & wrong[:-1]).any(1) & joined
         z = trace.z
         alive = (~dead & joined).nonzero(as_tuple=True)[0]

@@ -52,7 +52,9 @@ class RoiResult:
         Standard deviation of the contrast; ``stat / scale`` is standard normal under the null, before
         selection.
     exact
-        Whether the truncation set is exact on ``searched_intervals``, up to rounding.
+        Whether the truncation set is exact on ``searched_intervals``, up to rounding. If not, because the
+        score map is smooth in the input, its ends are bracketed by narrow unsearched gaps; the bounds of the
+        p-value hold all the same.
     windows
         How many windows of the line were looked at.
     distribution

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError
+from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError, NotAvailableError
 from selkit.graph import Graph
 from selkit.inference.covariance import Covariance
 from selkit.inference.engine import Engine
@@ -210,7 +210,15 @@ class RoiTest:
         distribution = Normal(float(null_value) / seen.scale)
         search = Search(distribution, seen.stat, alternative, goal)
         engine = Engine(seen.maps.margins, seen.event, seen.line)
-        if goal.mode == "over_conditioning":
+        exact = seen.maps.piecewise_linear
+        if not exact and goal.mode in ("over_conditioning", "exhaustive"):
+            raise NotAvailableError(
+                f"inference_mode={goal.mode!r} needs a score map that is piecewise linear in the input, but "
+                "this model has smooth operators before it; use 'parametric' or 'decision'"
+            )
+        if not exact:
+            engine.refine(search)
+        elif goal.mode == "over_conditioning":
             engine.piece(search)
         else:
             engine.run(search)
@@ -234,7 +242,7 @@ class RoiTest:
             non_roi=None if compared is None else np.squeeze(compared),
             alternative=alternative,
             scale=seen.scale,
-            exact=True,
+            exact=exact,
             windows=engine.windows,
             distribution=distribution,
             line=seen.line,
@@ -357,7 +365,12 @@ class RoiTest:
         if self._compiled is None or self._compiled[0] != key:
             output = self.graph.outputs[self.hypothesis.o_idx].name
             program = self.graph.compile(
-                {self.tested_name: shape}, [output], constants=others, device=self.device, seed=self.seed
+                {self.tested_name: shape},
+                [output],
+                constants=others,
+                device=self.device,
+                seed=self.seed,
+                decompose=True,
             )
             self._compiled = (key, build_score_map(program, self.hypothesis, self.tested_name))
         return self._compiled[1]

@@ -2,7 +2,7 @@
 
 A margin is positive where a pixel belongs to the region. It is chosen piecewise linear wherever that is
 possible: a threshold on a sigmoid is a threshold on its argument, and a threshold on a map scaled by its
-minimum and maximum is one on a combination of the three.
+minimum and maximum is one on a combination of the three. What stays smooth is bounded, not followed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from selkit.inference.postprocess import Builder
 FOLLOWED = (Kind.AFFINE, Kind.PIECEWISE_LINEAR, Kind.MAXIMUM)
 """Kinds of steps whose composition is piecewise linear along a line."""
 
+BOUNDED = (*FOLLOWED, Kind.SMOOTH, Kind.PRODUCT)
+"""Kinds of steps that can at least be bounded on a window."""
+
 MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Identity")
 """Operators that commute with any elementwise function."""
 
@@ -36,7 +39,7 @@ class ScoreMap:
     observed
         Outputs the model's output and the score map (names in ``output`` and ``score``).
     margins
-        Outputs the margins (name in ``margin``); every step is affine, piecewise linear or a maximum.
+        Outputs the margins (name in ``margin``).
     output, score, margin
         Names of values.
     """
@@ -46,6 +49,11 @@ class ScoreMap:
     output: str
     score: str
     margin: str
+
+    @property
+    def piecewise_linear(self) -> bool:
+        """Whether the margins can be followed exactly."""
+        return all(step.kind in FOLLOWED for step in self.margins.steps)
 
 
 def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMap:
@@ -63,7 +71,7 @@ def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMa
     Raises
     ------
     NotAvailableError
-        If a smooth operator stands where it cannot be undone.
+        If an operator can neither be followed nor bounded.
     """
     output = program.outputs[0]
     builder = Builder(program)
@@ -79,7 +87,7 @@ def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMa
     else:
         margin = builder.add("Sub", logits, builder.constant(threshold))
     margins = builder.program.prune([margin])
-    _require_piecewise_linear(margins)
+    _require_bounded(margins)
     return ScoreMap(observed.prune([output, score]), margins, output, score, margin)
 
 
@@ -111,7 +119,7 @@ def _undo(program: Program, score: str, hypothesis: Hypothesis) -> tuple[Program
     undone: list[Step] = []
     while (step := steps.get(current)) is not None:
         live = [name for name, alive in zip(step.inputs, step.live, strict=True) if alive]
-        if isinstance(step.operator, Smooth) and getattr(step.operator, "inverse", None) and not undone:
+        if isinstance(step.operator, Smooth) and step.operator.monotone and not undone:
             inverse = step.operator.inverse(torch.tensor(threshold, dtype=torch.float64))
             threshold = float(inverse)
             undone.append(step)
@@ -120,7 +128,7 @@ def _undo(program: Program, score: str, hypothesis: Hypothesis) -> tuple[Program
         current = live[0]
     if not undone:
         return program, score, threshold
-    if math.isnan(threshold):
+    if not math.isfinite(threshold):
         raise InvalidInputError(
             f"threshold is {hypothesis.threshold}, which {type(undone[0].operator).__name__} never reaches"
         )
@@ -134,17 +142,16 @@ def _rewire(step: Step, names: dict[str, str]) -> Step:
     return dataclasses.replace(step, inputs=tuple(names.get(name, name) for name in step.inputs))
 
 
-def _require_piecewise_linear(program: Program) -> None:
-    bad = [step for step in program.steps if step.kind not in FOLLOWED]
+def _require_bounded(program: Program) -> None:
+    bad = [step for step in program.steps if step.kind not in BOUNDED]
     if bad:
         listed = ", ".join(
             f"{type(step.operator).__name__} ({step.kind.value}{', node ' + step.name if step.name else ''})"
             for step in bad
         )
         raise NotAvailableError(
-            f"the score map is not piecewise linear in the input: {listed}. A Sigmoid or another increasing "
-            "function at the very end is exact; elsewhere use the piecewise-linear part of the model "
-            "(choose an inner value as output, or drop the operator before exporting)"
+            f"the score map jumps or has no bounds along a line: {listed}. Use the part of the model before "
+            "these nodes: choose another output, or drop them before exporting"
         )
 
 

@@ -177,14 +177,17 @@ class Search:
                     break
         if not windows:
             return []
-        weight = self._weight(np.array(windows))
+        weight = self.weight(np.array(windows))
         best = np.argsort(-weight, kind="stable")[:count]
         return sorted(windows[index] for index in best)
 
-    def _weight(self, windows: Intervals) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def weight(self, windows: Intervals) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Logarithm of how much each window can move the p-value."""
         left = log_mass(self.distribution, intersection(self.included, np.array([[-np.inf, self.stat]])))
         right = log_mass(self.distribution, intersection(self.included, np.array([[self.stat, np.inf]])))
+        if not np.isfinite(left) or not np.isfinite(right):
+            # Nothing is known yet: the surroundings of the statistic come first.
+            distance = np.maximum(windows[:, 0] - self.stat, self.stat - windows[:, 1])
+            return np.asarray(-np.maximum(distance, 0.0))
         other = np.where(windows[:, 1] <= self.stat, right, left)
-        other = np.where(np.isfinite(other), other, min(left, right) if np.isfinite(left + right) else -700.0)
         return np.asarray(self.distribution.log_mass(windows) + other)
