@@ -15,7 +15,7 @@ and :math:`S_j` the losses up to block :math:`j`, :math:`c_j` and :math:`L_j` it
 
 with harmonic numbers :math:`H`. AURC is the mean of the selective risk over the ``n`` coverages
 (Geifman & El-Yaniv 2017, Geifman et al. 2019), AUGRC the integral of the generalized risk (Traub et
-al. 2024). Leading axes, as of bootstrap replicates, pass through; empty blocks change nothing.
+al. 2024).
 """
 
 from __future__ import annotations
@@ -66,57 +66,60 @@ def harmonic_difference(low: Tensor, high: Tensor) -> Tensor:
     return torch.where(low < _SMALL, small, large)
 
 
-def aurc(count: Tensor, loss: Tensor) -> Tensor:
+def aurc(accepted: Tensor, total: Tensor) -> Tensor:
     """Mean selective risk over all coverages, ties in expectation.
 
     Parameters
     ----------
-    count
-        Samples of each block, in order of acceptance, float64, shape ``(..., blocks)``.
-    loss
-        Sum of the losses of each block, same shape and dtype.
+    accepted
+        Samples up to each block, in order of acceptance, int64, ``(blocks,)``.
+    total
+        Sum of the losses up to there, float64, ``(blocks,)``.
 
     Returns
     -------
     Tensor
-        Shape ``(...)``.
+        float64 scalar.
 
     Examples
     --------
-    >>> aurc(torch.ones(3).double(), torch.tensor([0.0, 0.0, 1.0]).double())
+    >>> aurc(torch.tensor([1, 2, 3]), torch.tensor([0.0, 0.0, 1.0]).double())
     tensor(0.1111, dtype=torch.float64)
     """
-    accepted = count.cumsum(-1)
-    total = loss.cumsum(-1)
-    before = accepted - count
-    mean = loss / count.clamp(min=1)
-    start = torch.nn.functional.pad(total[..., :-1], (1, 0))
-    terms = loss + (start - before * mean) * harmonic_difference(before, accepted)
-    return terms.sum(-1) / accepted[..., -1]
+    risk = total / accepted
+    tied = (torch.diff(accepted, prepend=accepted.new_zeros(1)) > 1).nonzero()[:, 0]
+    if len(tied):  # a block of one sample adds just its risk; most blocks may be such
+        previous = (tied - 1).clamp(min=0)
+        first = tied == 0
+        before = torch.where(first, 0, accepted[previous]).double()
+        start = torch.where(first, 0.0, total[previous])
+        after, loss = accepted[tied].double(), total[tied] - start
+        mean = loss / (after - before)
+        risk[tied] = loss + (start - before * mean) * harmonic_difference(before, after)
+    return risk.sum() / accepted[-1]
 
 
-def augrc(count: Tensor, loss: Tensor) -> Tensor:
+def augrc(accepted: Tensor, total: Tensor) -> Tensor:
     """Integral of the generalized risk over coverage, ties in expectation.
 
     Parameters
     ----------
-    count, loss
+    accepted, total
         As for :func:`aurc`.
 
     Returns
     -------
     Tensor
-        Shape ``(...)``. For 0/1 losses with mean ``e`` this is ``(1 - AUROC) e (1 - e) + e^2 / 2``, where
+        float64 scalar. For 0/1 losses with mean ``e`` this is ``(1 - AUROC) e (1 - e) + e^2 / 2``, where
         AUROC is that of the score as a detector of errors.
 
     Examples
     --------
-    >>> augrc(torch.ones(3).double(), torch.tensor([0.0, 0.0, 1.0]).double())
+    >>> augrc(torch.tensor([1, 2, 3]), torch.tensor([0.0, 0.0, 1.0]).double())
     tensor(0.0556, dtype=torch.float64)
     """
-    total = loss.cumsum(-1)
-    n = count.sum(-1)
-    return (count * (total - loss / 2)).sum(-1) / n**2
+    inner = torch.trapezoid(total, accepted.double())
+    return (inner + accepted[0] * total[0] / 2) / accepted[-1].double() ** 2
 
 
 def aurc_slack(count: Tensor, loss: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -129,7 +132,7 @@ def aurc_slack(count: Tensor, loss: Tensor, low: float, high: float) -> tuple[Te
     Parameters
     ----------
     count, loss
-        As for :func:`aurc`, one axis.
+        Samples of each block, and the sum of their losses, float64, ``(blocks,)``.
     low, high
         The smallest and largest loss of a sample.
 

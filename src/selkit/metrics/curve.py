@@ -151,22 +151,14 @@ class RiskCoverage:
     # -- single numbers ----------------------------------------------------------------------------
 
     @cached_property
-    def _blocks(self) -> tuple[Tensor, Tensor]:
-        return _steps(self.accepted.double()), _steps(self.loss_sum)
-
-    @cached_property
-    def _best_blocks(self) -> tuple[Tensor, Tensor]:
-        return _steps(self.best_accepted.double()), _steps(self.best_loss_sum)
-
-    @cached_property
     def aurc(self) -> Tensor:
         """Area under the risk-coverage curve: the mean selective risk over all coverages."""
-        return blocks.aurc(*self._blocks)
+        return blocks.aurc(self.accepted, self.loss_sum)
 
     @cached_property
     def aurc_reference(self) -> Tensor:
         """AURC of the best possible score."""
-        return blocks.aurc(*self._best_blocks)
+        return blocks.aurc(self.best_accepted, self.best_loss_sum)
 
     @property
     def excess_aurc(self) -> Tensor:
@@ -176,12 +168,12 @@ class RiskCoverage:
     @cached_property
     def augrc(self) -> Tensor:
         """Area under the generalized risk-coverage curve (Traub et al. 2024)."""
-        return blocks.augrc(*self._blocks)
+        return blocks.augrc(self.accepted, self.loss_sum)
 
     @cached_property
     def augrc_reference(self) -> Tensor:
         """AUGRC of the best possible score."""
-        return blocks.augrc(*self._best_blocks)
+        return blocks.augrc(self.best_accepted, self.best_loss_sum)
 
     @property
     def excess_augrc(self) -> Tensor:
@@ -193,7 +185,7 @@ class RiskCoverage:
         if not self.binned:
             zero = torch.zeros((), dtype=torch.float64, device=self.loss_sum.device)
             return zero, zero
-        return blocks.aurc_slack(*self._blocks, *self.loss_range)
+        return blocks.aurc_slack(_steps(self.accepted.double()), _steps(self.loss_sum), *self.loss_range)
 
     @property
     def aurc_error(self) -> Tensor:
