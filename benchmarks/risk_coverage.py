@@ -153,8 +153,8 @@ def main() -> None:
     lines = [
         "# Risk-coverage",
         "",
-        "Updates in batches of 1,000 and one `compute()`; scores in [0, 1/2], 0/1 losses that grow with them. "
-        f"Median of {options.rounds} interleaved runs, each in its own process, one thread.",
+        "Updates in batches of 1,000 and one `compute()`; scores in [0, 1/2], 0/1 losses that grow with "
+        f"them. Median of {options.rounds} interleaved runs, each in its own process, one thread.",
         "",
         *table(options.rounds),
         "",

@@ -18,7 +18,7 @@ from torchmetrics.segmentation import DiceScore
 import selkit
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
 from selkit.metrics import RiskCoverageMetric, dice_loss, risk_coverage
-from selkit.scores import EnergyScore, EuclideanScore
+from selkit.scores import EnergyScore, EuclideanClassWiseScore, EuclideanScore
 from selkit.task import SelectiveInferenceTask
 
 
@@ -237,6 +237,39 @@ def test_scores_of_logits_need_no_embedding():
     selected = -x[:, :3].logsumexp(1) <= float(score.threshold)
     expected = accuracy_score(target[selected], x[selected, :3].argmax(1))
     assert logged["selected/MulticlassAccuracy"] == pytest.approx(expected)
+
+
+def test_thresholds_of_predicted_classes():
+    x, target = data()
+    rows = x[:, 3:]
+    score = EuclideanClassWiseScore(k=1).fit(
+        X=torch.zeros(3, 4), y=torch.arange(3), Y=rows, y_cal=x[:, :3].argmax(1)
+    )
+    score.set_threshold(q=0.5)
+    task = SelectiveInferenceTask(Classifier(), score, acc_test_outputs=True)
+    trainer().test(task, loader(x, target), verbose=False)
+    [outputs] = task.test_outputs
+    for label in range(3):
+        mine = x[:, :3].argmax(1) == label
+        middle = rows[mine].norm(dim=1).median() if int(mine.sum()) % 2 else np.median(rows[mine].norm(dim=1))
+        assert torch.equal(outputs["selected"][mine], rows[mine].norm(dim=1) <= middle)
+
+
+def test_thresholds_of_groups():
+    x, target = data()
+    group = torch.arange(90) % 2
+    score = EuclideanScore(k=1).fit(X=torch.zeros(1, 4), Y=x[:, 3:])
+    score.calibrate(coverage=0.5, groups=group)
+    rows = DataLoader(TensorDataset(x, target, group), batch_size=16)
+    task = SelectiveInferenceTask(Classifier(), score, group_key=2, acc_test_outputs=True)
+    trainer().test(task, rows, verbose=False)
+    expected = score.select(x[:, 3:], groups=group)
+    assert torch.equal(task.test_outputs[0]["selected"], expected["selected"])
+    assert torch.equal(
+        torch.cat([batch["selected"] for batch in trainer().predict(task, rows)]), expected["selected"]
+    )
+    with pytest.raises(InvalidInputError, match="group_key=2 is not in the batch"):
+        trainer().test(task, loader(x, target), verbose=False)
 
 
 class Segmenter(LightningModule):

@@ -40,6 +40,8 @@ class SelectiveInferenceTask(LightningModule):
     input_key, target_key
         Where batches hold inputs and targets: a position or a name. Without them the first and second
         entry of a tuple, and of a dictionary the one with a usual name (``image``, ``x``, ``label``, ...).
+    group_key
+        Where batches hold the group of each sample, for a score with a threshold for each group.
     acc_test_outputs
         Keep the outputs of every sample in ``test_outputs``.
     metrics
@@ -104,6 +106,7 @@ class SelectiveInferenceTask(LightningModule):
         *,
         input_key: Key = None,
         target_key: Key = None,
+        group_key: Key = None,
         acc_test_outputs: bool = False,
         metrics: Metric | MetricCollection | None = None,
         loss: Callable[[Any, Any], Tensor] | None = None,
@@ -116,7 +119,7 @@ class SelectiveInferenceTask(LightningModule):
         self.task, self.score = task, score
         self._extracts = callable(getattr(task, "extract", None))
         self._roi_test = (roi_test,)  # a tuple, so that it is not registered as a submodule and moved
-        self.input_key, self.target_key = input_key, target_key
+        self.input_key, self.target_key, self.group_key = input_key, target_key, group_key
         self.activation, self.loss = activation_of(activation), loss
         self.alpha = alpha
         self._base = (_base_metrics(task, metrics),)
@@ -136,13 +139,15 @@ class SelectiveInferenceTask(LightningModule):
         """The test of regions, if one was given."""
         return self._roi_test[0]
 
-    def forward(self, x: Any) -> dict[str, Any]:
+    def forward(self, x: Any, groups: Any = None) -> dict[str, Any]:
         """Predict and select one batch of inputs.
 
         Parameters
         ----------
         x
             Inputs of the model, or for a model with ``extract`` what that takes.
+        groups
+            Group of each sample, where the score has a threshold for each group.
 
         Returns
         -------
@@ -150,11 +155,16 @@ class SelectiveInferenceTask(LightningModule):
             ``predictions`` as the model gives them, ``score`` and ``selected``, one row per sample.
         """
         if self._extracts:
-            return self._extract(x)[0]
-        selection = self.score.select(self.score.extract(self.task, x))  # type: ignore[operator]
+            return self._extract(x, groups)[0]
+        selection = self._select(self.score.extract(self.task, x), groups)  # type: ignore[operator]
         return {"predictions": self.task(x), **selection}
 
-    def _extract(self, batch: Any) -> tuple[dict[str, Any], Any]:
+    def _select(self, features: Any, groups: Any) -> dict[str, Tensor]:
+        options = {} if groups is None else {"groups": groups}
+        selection: dict[str, Tensor] = self.score.select(features, **options)  # type: ignore[operator]
+        return selection
+
+    def _extract(self, batch: Any, groups: Any) -> tuple[dict[str, Any], Any]:
         """Predictions with selection, and targets, of a model with ``extract``."""
         found = self.task.extract(batch)  # type: ignore[operator]
         if not isinstance(found, Mapping) or "prediction" not in found:
@@ -163,8 +173,17 @@ class SelectiveInferenceTask(LightningModule):
                 f"{type(self.task).__name__}.extract(batch) must return a dictionary with 'prediction', and "
                 f"'embedding' or 'logits'; got {got}. If it does something else, give it another name"
             )
-        selection = self.score.select(found)  # type: ignore[operator]
+        selection = self._select(found, groups)
         return {"predictions": found["prediction"], **selection}, found.get("label")
+
+    def _groups(self, batch: Any) -> Any:
+        if self.group_key is None:
+            return None
+        try:
+            return batch[self.group_key]
+        except (KeyError, IndexError, TypeError):
+            keys = list(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise InvalidInputError(f"group_key={self.group_key!r} is not in the batch: {keys}") from None
 
     # one run
 
@@ -203,7 +222,8 @@ class SelectiveInferenceTask(LightningModule):
 
     def _evaluate(self, batch: Any, loader: int, *, keep: bool) -> None:
         x = None if self._extracts and self.roi_test is None else input_of(batch, self.input_key)
-        outputs, target = self._extract(batch) if self._extracts else (self(x), None)
+        groups = self._groups(batch)
+        outputs, target = self._extract(batch, groups) if self._extracts else (self(x, groups), None)
         target = target_of(batch, self.target_key) if target is None else target
         rows = len(outputs["selected"])
         first, fresh = self._rows[loader].take(rows)
@@ -277,7 +297,8 @@ class SelectiveInferenceTask(LightningModule):
             ``predictions``, ``score``, ``selected``, and ``p_value`` where regions are tested: float64, NaN
             for samples that were rejected or have no region.
         """
-        outputs: dict[str, Any] = self(batch if self._extracts else input_of(batch, self.input_key))
+        x = batch if self._extracts else input_of(batch, self.input_key)
+        outputs: dict[str, Any] = self(x, self._groups(batch))
         if self.roi_test is None:
             return outputs
         regions = self._regions(input_of(batch, self.input_key), outputs["selected"])
