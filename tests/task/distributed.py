@@ -13,10 +13,22 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryConfusionMatrix
 
 from selkit.metrics import RiskCoverageMetric
+from selkit.metrics.gather import gather_tensors
 from selkit.scores import EuclideanScore
 from selkit.task import PredictionWriter, SelectiveInferenceTask, read_predictions
 
 ROWS = (21, 7)  # odd: the sampler repeats one row of each loader for two processes
+
+
+UNEVEN = [  # what the first and the second process hold
+    (torch.tensor([1, 2]), torch.tensor([])),  # torchmetrics' placeholder: floating, whatever the others have
+    (torch.zeros(0), torch.ones(2, 3, dtype=torch.int64)),
+    (torch.ones(1, 2), torch.full((3, 1), 2.0)),
+    (torch.tensor(1.5), torch.tensor(2.5)),
+    (torch.tensor([True]), torch.tensor([False, True])),
+    (torch.zeros(0), torch.zeros(0)),
+    (torch.ones(1), torch.ones(1).double() / 3),
+]
 
 
 class Model(LightningModule):
@@ -66,12 +78,14 @@ def run(processes: int, directory: Path) -> None:
     outputs, results = task.test_outputs, task.results
     validated = trainer.validate(task, loaders, verbose=False)
     trainer.predict(task, loaders, return_predictions=False)
+    gathered = [gather_tensors(mine[trainer.global_rank]) for mine in UNEVEN] if processes > 1 else []
     if trainer.is_global_zero:
         found = {
             "logged": logged,
             "validated": validated,
             "results": results,
             "outputs": outputs,
+            "gathered": gathered,
             "predicted": [read_predictions(directory / f"predictions{processes}", i) for i in range(2)],
         }
         torch.save(found, directory / f"found{processes}.pt")

@@ -89,6 +89,19 @@ def test_predictions_on_disk_are_the_same(found):
     assert same(two["predicted"][1]["score"], two["outputs"][1]["score"])
 
 
+def test_tensors_of_several_shapes_are_gathered(found):
+    expected = [
+        [torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)],
+        [torch.zeros(0, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64)],
+        [torch.ones(1, 2), torch.full((3, 1), 2.0)],
+        [torch.tensor(1.5), torch.tensor(2.5)],
+        [torch.tensor([True]), torch.tensor([False, True])],
+        [torch.zeros(0), torch.zeros(0)],
+        [torch.ones(1).double(), torch.ones(1).double() / 3],
+    ]
+    assert same(found[1]["gathered"], expected)
+
+
 def test_repeated_rows_would_have_changed_the_numbers(found):
     """The naive evaluation: two processes with 11 rows each, the first row twice."""
     outputs = found[1]["outputs"][0]
