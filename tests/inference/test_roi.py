@@ -342,6 +342,7 @@ class TestBadInput:
     def test_hypotheses(self) -> None:
         for arguments, match in [
             ({"threshold": np.nan}, "threshold is nan"),
+            ({}, "either threshold or region"),
             ({"threshold": 1.5, "use_norm": True}, r"\[0, 1\)"),
         ]:
             with pytest.raises(InvalidInputError, match=match):

@@ -17,11 +17,13 @@ from selkit.inference.postprocess import (
     Neg,
     PostProcess,
 )
+from selkit.inference.regions import ArgMax, Region, TopK
 from selkit.inference.result import RoiResult
 from selkit.inference.roi import RoiTest, load
 
 __all__ = [
     "Abs",
+    "ArgMax",
     "AverageFilter",
     "BackMeanDiff",
     "Contrast",
@@ -33,8 +35,10 @@ __all__ = [
     "NeighborMeanDiff",
     "PostProcess",
     "ReferenceMeanDiff",
+    "Region",
     "RoiResult",
     "RoiTest",
     "Stationary",
+    "TopK",
     "load",
 ]

@@ -15,8 +15,9 @@ from scipy.ndimage import maximum_filter
 
 from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError
 from selkit.inference.postprocess import PostProcess
+from selkit.inference.regions import Region
 
-Region = NDArray[np.bool_]
+Pixels = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Contrast:
     Attributes
     ----------
     eta
-        Weights, of the input's shape.
+        Weights, of the input's shape; or several, stacked on a leading axis, which are tested together by
+        the length of their standardised values (a chi statistic).
     compared
         The pixels that the region is compared with, of the region's shape; ``None`` if there are none.
     against_reference
@@ -34,7 +36,7 @@ class Contrast:
     """
 
     eta: NDArray[np.float64]
-    compared: Region | None = None
+    compared: Pixels | None = None
     against_reference: bool = False
 
 
@@ -45,7 +47,7 @@ class Hypothesis(ABC):
     Parameters
     ----------
     threshold
-        The region of interest is where the score map is above this value.
+        The region of interest is where the score map is above this value. ``None`` with ``region``.
     i_idx
         Index of the model's input that is tested; the other inputs are held fixed.
     o_idx
@@ -54,31 +56,38 @@ class Hypothesis(ABC):
         Steps from the output to the score map, in order.
     use_norm
         Scale the score map to [0, 1] by its minimum and maximum before the threshold.
+    region
+        Another rule than a threshold, such as :class:`ArgMax` or :class:`TopK`.
     """
 
-    threshold: float = field(kw_only=False)
+    threshold: float | None = field(default=None, kw_only=False)
     i_idx: int = 0
     o_idx: int = 0
     post_process: PostProcess | Sequence[PostProcess] = ()
     use_norm: bool = False
+    region: Region | None = None
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.threshold):
-            raise InvalidInputError(f"threshold is {self.threshold}; it must be finite")
-        if self.use_norm and not 0 <= self.threshold < 1:
-            raise InvalidInputError(
-                f"threshold is {self.threshold}; with use_norm=True it must lie in [0, 1)"
-            )
-        steps = (
-            (self.post_process,) if isinstance(self.post_process, PostProcess) else tuple(self.post_process)
-        )
+        if (self.threshold is None) == (self.region is None):
+            raise InvalidInputError("give either threshold or region")
+        if self.region is not None and self.use_norm:
+            raise InvalidInputError("use_norm=True scales for a threshold; it has no use with region")
+        if self.threshold is not None:
+            self._check_threshold(self.threshold)
+        steps = (self.post_process,) if isinstance(self.post_process, PostProcess) else self.post_process
         for step in steps:
             if not isinstance(step, PostProcess):
                 raise InvalidTypeError(
                     f"post_process contains {step!r}; give instances of selkit.inference.PostProcess, "
                     "such as [InputDiff(), Abs()]"
                 )
-        object.__setattr__(self, "post_process", steps)
+        object.__setattr__(self, "post_process", tuple(steps))
+
+    def _check_threshold(self, threshold: float) -> None:
+        if not np.isfinite(threshold):
+            raise InvalidInputError(f"threshold is {threshold}; it must be finite")
+        if self.use_norm and not 0 <= threshold < 1:
+            raise InvalidInputError(f"threshold is {threshold}; with use_norm=True it must lie in [0, 1)")
 
     @property
     def steps(self) -> tuple[PostProcess, ...]:
@@ -88,7 +97,7 @@ class Hypothesis(ABC):
         )
 
     @abstractmethod
-    def contrast(self, roi: Region, usable: Region, shape: tuple[int, ...]) -> Contrast:
+    def contrast(self, roi: Pixels, usable: Pixels, shape: tuple[int, ...]) -> Contrast:
         """Return the contrast for an observed region.
 
         Parameters
@@ -107,7 +116,7 @@ class Hypothesis(ABC):
         """
 
 
-def mean_difference(first: Region, second: Region, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def mean_difference(first: Pixels, second: Pixels, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Weights of the mean over one region minus the mean over another, both broadcast to ``shape``."""
     one, two = np.broadcast_to(first, shape), np.broadcast_to(second, shape)
     return np.asarray(one / one.sum() - two / two.sum(), dtype=np.float64)
@@ -119,7 +128,7 @@ class BackMeanDiff(Hypothesis):
 
     Parameters
     ----------
-    threshold, i_idx, o_idx, post_process, use_norm
+    threshold, i_idx, o_idx, post_process, use_norm, region
         See :class:`Hypothesis`.
 
     Examples
@@ -128,7 +137,7 @@ class BackMeanDiff(Hypothesis):
     0.5
     """
 
-    def contrast(self, roi: Region, usable: Region, shape: tuple[int, ...]) -> Contrast:
+    def contrast(self, roi: Pixels, usable: Pixels, shape: tuple[int, ...]) -> Contrast:
         """Compare the region with its complement."""
         outside = ~roi & usable
         if not outside.any():
@@ -145,7 +154,7 @@ class NeighborMeanDiff(Hypothesis):
 
     Parameters
     ----------
-    threshold, i_idx, o_idx, post_process, use_norm
+    threshold, i_idx, o_idx, post_process, use_norm, region
         See :class:`Hypothesis`.
     neighborhood_range
         How many pixels the neighbourhood reaches beyond the region, along every axis (diagonals included).
@@ -163,7 +172,7 @@ class NeighborMeanDiff(Hypothesis):
         if self.neighborhood_range < 1:
             raise InvalidInputError(f"neighborhood_range is {self.neighborhood_range}; it must be at least 1")
 
-    def contrast(self, roi: Region, usable: Region, shape: tuple[int, ...]) -> Contrast:
+    def contrast(self, roi: Pixels, usable: Pixels, shape: tuple[int, ...]) -> Contrast:
         """Compare the region with the ring around it."""
         side = 2 * self.neighborhood_range + 1
         # Batch and channel axes have no neighbourhood; a map without them is all space.
@@ -186,11 +195,11 @@ class ReferenceMeanDiff(Hypothesis):
 
     Parameters
     ----------
-    threshold, i_idx, o_idx, post_process, use_norm
+    threshold, i_idx, o_idx, post_process, use_norm, region
         See :class:`Hypothesis`.
     """
 
-    def contrast(self, roi: Region, usable: Region, shape: tuple[int, ...]) -> Contrast:
+    def contrast(self, roi: Pixels, usable: Pixels, shape: tuple[int, ...]) -> Contrast:
         """Compare the region with itself in the reference."""
         inside = np.broadcast_to(roi, shape)
         return Contrast(inside / inside.sum(), None, against_reference=True)

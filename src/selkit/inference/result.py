@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from selkit.errors import InvalidInputError
-from selkit.inference.intervals import LINE, Intervals
+from selkit.errors import InvalidInputError, NotAvailableError
+from selkit.inference.intervals import Intervals
 from selkit.inference.line import Line
 from selkit.inference.truncated import (
     Alternative,
     Distribution,
+    Normal,
     confidence_interval,
     maximum_likelihood,
     median_unbiased,
@@ -104,7 +105,7 @@ class RoiResult:
 
     def naive_p_value(self) -> float:
         """The p-value of a test that ignores that the data chose the region; it is too small."""
-        return p_value(self.distribution, self.z_score, LINE, self.alternative)
+        return p_value(self.distribution, self.z_score, self.distribution.support, self.alternative)
 
     def bonferroni_p_value(self, log_num_comparisons: float | None = None) -> float:
         """The naive p-value times the number of regions that could have been chosen.
@@ -124,6 +125,7 @@ class RoiResult:
         It is that of the truncation set found so far: use ``inference_mode="exhaustive"`` where its exact
         level matters.
         """
+        self._require_normal("a confidence interval")
         lower, upper = confidence_interval(self.z_score, self.truncated_intervals / self.scale, confidence)
         return lower * self.scale, upper * self.scale
 
@@ -137,8 +139,13 @@ class RoiResult:
         """
         if method not in ("median", "likelihood"):
             raise InvalidInputError(f"method is {method!r}; it must be 'median' or 'likelihood'")
+        self._require_normal("an estimate")
         solve = median_unbiased if method == "median" else maximum_likelihood
         return solve(self.z_score, self.truncated_intervals / self.scale) * self.scale
+
+    def _require_normal(self, what: str) -> None:
+        if not isinstance(self.distribution, Normal):
+            raise NotAvailableError(f"{what} needs a single contrast; this test has several")
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the result as a flat dictionary, for a table."""

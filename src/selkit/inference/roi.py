@@ -11,22 +11,36 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from scipy.ndimage import label
 
 from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError, NotAvailableError
 from selkit.graph import Graph
-from selkit.inference.covariance import Covariance
 from selkit.inference.engine import Engine
 from selkit.inference.events import SignEvent
-from selkit.inference.hypotheses import Contrast, Hypothesis, ReferenceMeanDiff
+from selkit.inference.hypotheses import Hypothesis, ReferenceMeanDiff
+from selkit.inference.inputs import Array, read_inputs, read_mask
 from selkit.inference.intervals import around
-from selkit.inference.line import Line
+from selkit.inference.observation import Selection, observe
+from selkit.inference.postprocess import Builder
 from selkit.inference.result import RoiResult
-from selkit.inference.score_map import ScoreMap, build_score_map, fit_to_input
+from selkit.inference.score_map import (
+    ScoreMap,
+    build_score_map,
+    fit_to_input,
+    is_piecewise_linear,
+    require_bounded,
+)
 from selkit.inference.search import Goal, InferenceMode, Search
-from selkit.inference.truncated import Alternative, Normal, check_alternative
+from selkit.inference.truncated import Alternative, Chi, check_alternative
 
-Array = NDArray[Any] | Tensor
+
+@dataclass(frozen=True)
+class _Options:
+    """What a test is asked for."""
+
+    goal: Goal
+    alternative: Alternative
+    null_value: float
 
 
 def load(
@@ -78,37 +92,6 @@ def load(
     True
     """
     return RoiTest(Graph.load(model), hypothesis, var=var, seed=seed, device=device)
-
-
-@dataclass(frozen=True, eq=False)
-class Observation:
-    """The region that was observed, and the line through the observation.
-
-    Attributes
-    ----------
-    maps
-        The model as programs.
-    line
-        The line along which the contrast varies.
-    event
-        That the observed region is selected.
-    contrast
-        Of the input.
-    stat, scale
-        The standardised contrast, and its standard deviation.
-    output, score, roi
-        In ONNX shape; ``roi`` in a shape that broadcasts against the input.
-    """
-
-    maps: ScoreMap
-    line: Line
-    event: SignEvent
-    contrast: Contrast
-    stat: float
-    scale: float
-    output: Tensor
-    score: Tensor
-    roi: NDArray[np.bool_]
 
 
 class RoiTest:
@@ -204,21 +187,76 @@ class RoiTest:
         NoHypothesisError
             If the region is empty, or nothing is left to compare it with.
         """
-        goal = Goal(inference_mode, precision, significance_level)
-        alternative = check_alternative(alternative)
-        seen = self.observe(x, self.var if var is None else var, mask)
-        distribution = Normal(float(null_value) / seen.scale)
-        search = Search(distribution, seen.stat, alternative, goal)
-        engine = Engine(seen.maps.margins, seen.event, seen.line)
-        exact = seen.maps.piecewise_linear
-        if not exact and goal.mode in ("over_conditioning", "exhaustive"):
+        options = _Options(
+            Goal(inference_mode, precision, significance_level), check_alternative(alternative), null_value
+        )
+        selection = self.select(x, mask)
+        return self._test(selection, selection.roi, var, options)
+
+    def inference_components(
+        self,
+        x: Array | Sequence[Array],
+        var: Any = None,
+        mask: Array | None = None,
+        inference_mode: InferenceMode = "parametric",
+        *,
+        alternative: Alternative = "two-sided",
+        null_value: float = 0.0,
+        precision: float = 1e-3,
+        significance_level: float = 0.05,
+    ) -> list[RoiResult]:
+        """Test every connected component of the region on its own.
+
+        Each component is compared as the hypothesis says, without the other components. Neighbours along
+        the axes are connected, diagonal ones are not. The p-values condition on the whole region: adjust
+        them for their number (:func:`scipy.stats.false_discovery_control`).
+
+        Parameters
+        ----------
+        x, var, mask, inference_mode, alternative, null_value, precision, significance_level
+            As for :meth:`inference`.
+
+        Returns
+        -------
+        list of RoiResult
+            In the order in which a scan of the region meets the components.
+
+        Raises
+        ------
+        InvalidInputError, NoHypothesisError
+            As for :meth:`inference`.
+        """
+        options = _Options(
+            Goal(inference_mode, precision, significance_level), check_alternative(alternative), null_value
+        )
+        selection = self.select(x, mask)
+        labels, count = label(selection.roi)
+        return [self._test(selection, labels == place, var, options) for place in range(1, count + 1)]
+
+    def _test(self, selection: Selection, roi: NDArray[np.bool_], var: Any, options: _Options) -> RoiResult:
+        """Test one region of a selection."""
+        seen = observe(
+            selection, self.hypothesis, roi, self.var if var is None else var, null_value=options.null_value
+        )
+        alternative = options.alternative
+        if isinstance(seen.distribution, Chi):
+            if alternative != "two-sided" or options.null_value:
+                raise InvalidInputError(
+                    "several contrasts are tested together by their length, which has no direction: use "
+                    "alternative='two-sided' and null_value=0"
+                )
+            alternative = "greater"
+        search = Search(seen.distribution, seen.stat, alternative, options.goal)
+        engine = Engine(selection.margins, selection.event, seen.line)
+        exact = is_piecewise_linear(selection.margins)
+        if not exact and options.goal.mode in ("over_conditioning", "exhaustive"):
             raise NotAvailableError(
-                f"inference_mode={goal.mode!r} needs a score map that is piecewise linear in the input, but "
-                "this model has smooth operators before it; use 'parametric' or 'decision'"
+                f"inference_mode={options.goal.mode!r} needs a score map that is piecewise linear in the "
+                "input, but this model has smooth operators before it; use 'parametric' or 'decision'"
             )
         if not exact:
             engine.refine(search)
-        elif goal.mode == "over_conditioning":
+        elif options.goal.mode == "over_conditioning":
             engine.piece(search)
         else:
             engine.run(search)
@@ -236,130 +274,74 @@ class RoiTest:
             sup_p=upper,
             truncated_intervals=search.included * seen.scale,
             searched_intervals=search.searched * seen.scale,
-            output=seen.output.cpu().numpy(),
-            score_map=np.squeeze(seen.score.cpu().numpy()),
-            roi=np.squeeze(seen.roi),
+            output=selection.output.cpu().numpy(),
+            score_map=np.squeeze(selection.score.cpu().numpy()),
+            roi=np.squeeze(roi),
             non_roi=None if compared is None else np.squeeze(compared),
             alternative=alternative,
             scale=seen.scale,
             exact=exact,
             windows=engine.windows,
-            distribution=distribution,
+            distribution=seen.distribution,
             line=seen.line,
         )
 
-    def observe(self, x: Array | Sequence[Array], var: Any, mask: Array | None = None) -> Observation:
-        """Return the region that the model selects, its contrast, and the line along which that varies.
+    def select(self, x: Array | Sequence[Array], mask: Array | None = None) -> Selection:
+        """Return the region that the model selects.
 
         Parameters
         ----------
-        x, var, mask
+        x, mask
             As for :meth:`inference`.
         """
-        tested, others, reference = self._inputs(x)
-        maps = self._programs(tuple(tested.shape), others)
-        values = maps.observed.run({self.tested_name: tested[None]})
+        inputs = read_inputs(
+            x,
+            self.graph.inputs,
+            self.hypothesis.i_idx,
+            with_reference=isinstance(self.hypothesis, ReferenceMeanDiff),
+            device=self.device,
+        )
+        image, shape = {self.tested_name: inputs.tested[None]}, tuple(inputs.tested.shape)
+        maps = self._programs(shape, inputs.others)
+        values = maps.observed.run(image)
         output, score = values[maps.output][0], values[maps.score][0]
-        margin = maps.margins.run({self.tested_name: tested[None]})[maps.margin][0]
-        if not bool(torch.isfinite(margin).all()):
-            raise InvalidInputError("the model's score map has values that are not finite on this image")
-        self._check_normalizable(score)
-        shape = tuple(tested.shape)
-        usable = _as_mask(mask, margin, shape)
-        roi = fit_to_input(margin > 0, shape).cpu().numpy() & usable
+        if not bool(torch.isfinite(score).all()):
+            why = "is constant, so use_norm=True cannot scale it" if self.hypothesis.use_norm else "overflows"
+            raise InvalidInputError(f"the score map {why}: it has values that are not finite on this image")
+        rule = self.hypothesis.region
+        margin = maps.margins.run(image)[maps.margin][0] if rule is None else score
+        chosen = margin > 0 if rule is None else torch.as_tensor(rule.select(score.cpu().numpy()))
+        roi = fit_to_input(chosen, shape).cpu().numpy()
+        usable = read_mask(mask, roi.shape, shape)
+        roi &= usable
         if not roi.any():
             raise NoHypothesisError(
-                "the region is empty: no score that the mask leaves is above "
-                f"threshold={self.hypothesis.threshold} (the largest is {float(score.max()):.4g}); "
-                "lower the threshold"
+                "the region is empty: no score that the mask leaves is selected (the largest is "
+                f"{float(score.max()):.4g}, threshold={self.hypothesis.threshold}); lower the threshold"
             )
-        contrast = self.hypothesis.contrast(roi, usable, shape)
-        if not contrast.against_reference and reference is not None:
-            raise InvalidInputError("x is a pair, but only ReferenceMeanDiff compares with a reference")
-        covariance = Covariance(var, shape)
-        direction = covariance.times(contrast.eta)
-        variance = float(np.sum(contrast.eta * direction)) * (2.0 if contrast.against_reference else 1.0)
-        if not variance > 0:
-            raise InvalidInputError(
-                f"the contrast has variance {variance:.3g} under var; it must be positive: check var"
-            )
-        scale = float(np.sqrt(variance))
-        data = tested.cpu().numpy() - (reference.cpu().numpy() if reference is not None else 0.0)
-        stat = float(np.sum(contrast.eta * data)) / scale
-        b = torch.as_tensor(direction / scale, device=self.device)
-        index = torch.as_tensor(np.flatnonzero(np.broadcast_to(usable, roi.shape)), device=self.device)
-        positive = torch.as_tensor(roi.reshape(-1), device=self.device)[index]
-        event = SignEvent(maps.margin, index, positive)
-        return Observation(maps, Line(tested - stat * b, b), event, contrast, stat, scale, output, score, roi)
+        if rule is None:
+            margins, name = maps.margins, maps.margin
+            index = np.flatnonzero(usable)
+            positive = roi.reshape(-1)[index]
+        else:
+            builder = Builder(maps.margins)
+            name = rule.condition(builder, maps.margin, chosen.cpu().numpy())
+            margins = require_bounded(builder.program.prune([name]))
+            index = np.arange(int(np.prod(margins.shapes[name])))
+            positive = np.ones(len(index), dtype=bool)
+        event = SignEvent(
+            name,
+            torch.as_tensor(index, device=self.device),
+            torch.as_tensor(positive, device=self.device),
+        )
+        return Selection(inputs, margins, event, output, score, roi, usable)
 
     @property
     def tested_name(self) -> str:
         """Name of the model's input that is tested."""
         return self.graph.inputs[self.hypothesis.i_idx].name
 
-    def _check_normalizable(self, score: Tensor) -> None:
-        if self.hypothesis.use_norm and not bool(torch.isfinite(score).all()):
-            raise InvalidInputError(
-                "the score map is constant, so use_norm=True cannot scale it to [0, 1]; use use_norm=False"
-            )
-
-    def _inputs(self, x: Array | Sequence[Array]) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """Split what was given into the tested input, the other inputs and the reference."""
-        given: list[Any] = list(x) if isinstance(x, list | tuple) else [x]
-        reference = None
-        if isinstance(self.hypothesis, ReferenceMeanDiff):
-            if len(given) != len(self.graph.inputs) + 1:
-                raise InvalidInputError(
-                    "x must be the pair (x, reference) for ReferenceMeanDiff"
-                    + ("" if len(self.graph.inputs) == 1 else ": all inputs of the model, then the reference")
-                )
-            reference = given.pop()
-        if len(given) != len(self.graph.inputs):
-            names = ", ".join(value.name for value in self.graph.inputs)
-            raise InvalidInputError(
-                f"x has {len(given)} array(s), but the model has {len(self.graph.inputs)} input(s): {names}"
-            )
-        tensors = [
-            self._tensor(value, spec.name, spec.shape)
-            for value, spec in zip(given, self.graph.inputs, strict=True)
-        ]
-        tested = tensors[self.hypothesis.i_idx]
-        others = {
-            spec.name: tensor
-            for place, (spec, tensor) in enumerate(zip(self.graph.inputs, tensors, strict=True))
-            if place != self.hypothesis.i_idx
-        }
-        if reference is not None:
-            reference = self._tensor(reference, "reference", tuple(tested.shape))
-        return tested, others, reference
-
-    def _tensor(self, value: Array, name: str, declared: tuple[int | None, ...] | None) -> Tensor:
-        """Check one input against the model's declaration, adding the batch axis where it is missing."""
-        if not isinstance(value, Tensor | np.ndarray):
-            raise InvalidTypeError(
-                f"{name} is a {type(value).__name__}; give a numpy array or a torch tensor"
-            )
-        tensor = torch.as_tensor(value).detach().to(self.device)
-        if tensor.is_complex():
-            raise InvalidTypeError(f"{name} has dtype {tensor.dtype}; give real numbers")
-        tensor = tensor.to(torch.float64)
-        if declared is not None and tensor.ndim == len(declared) - 1:
-            tensor = tensor[None]
-        fits = declared is None or (
-            tensor.ndim == len(declared)
-            and all(side is None or side == got for side, got in zip(declared, tensor.shape, strict=True))
-        )
-        if not fits:
-            raise InvalidInputError(f"{name} has shape {tuple(tensor.shape)}; the model takes {declared}")
-        if tensor.ndim and tensor.shape[0] != 1 and (declared is None or declared[0] in (None, 1)):
-            raise InvalidInputError(f"{name} has a batch of {tensor.shape[0]}; test one image at a time")
-        if not bool(torch.isfinite(tensor).all()):
-            raise InvalidInputError(
-                f"{name} contains NaN or infinite values; replace or mask them before testing"
-            )
-        return tensor
-
-    def _programs(self, shape: tuple[int, ...], others: dict[str, Tensor]) -> ScoreMap:
+    def _programs(self, shape: tuple[int, ...], others: dict[str, torch.Tensor]) -> ScoreMap:
         """Compile the model for this shape; kept for the next image of the same shape."""
         key = (shape, tuple((name, value.cpu().numpy().tobytes()) for name, value in others.items()))
         if self._compiled is None or self._compiled[0] != key:
@@ -374,22 +356,3 @@ class RoiTest:
             )
             self._compiled = (key, build_score_map(program, self.hypothesis, self.tested_name))
         return self._compiled[1]
-
-
-def _as_mask(mask: Array | None, score: Tensor, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return the usable pixels in the shape of the region."""
-    region = fit_to_input(score, shape).shape
-    if mask is None:
-        return np.ones(region, dtype=bool)
-    given = torch.as_tensor(mask).detach().cpu()
-    if given.is_floating_point() and not bool(((given == 0) | (given == 1)).all()):
-        raise InvalidInputError("mask has values other than 0 and 1")
-    try:
-        usable = fit_to_input(given, shape).numpy().astype(bool)
-    except InvalidInputError as error:
-        raise InvalidInputError(
-            f"mask has shape {tuple(given.shape)}; it must have the score map's shape {tuple(score.shape)}"
-        ) from error
-    if not usable.any():
-        raise InvalidInputError("mask leaves no pixel")
-    return np.broadcast_to(usable, region).copy()

@@ -39,7 +39,7 @@ class ScoreMap:
     observed
         Outputs the model's output and the score map (names in ``output`` and ``score``).
     margins
-        Outputs the margins (name in ``margin``).
+        Outputs the margins (name in ``margin``); with a rule for the region, the score map before it.
     output, score, margin
         Names of values.
     """
@@ -49,11 +49,6 @@ class ScoreMap:
     output: str
     score: str
     margin: str
-
-    @property
-    def piecewise_linear(self) -> bool:
-        """Whether the margins can be followed exactly."""
-        return all(step.kind in FOLLOWED for step in self.margins.steps)
 
 
 def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMap:
@@ -79,6 +74,8 @@ def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMa
     for step in hypothesis.steps:
         score = step.build(builder, score, x)
     observed = builder.program.prune([output, score])
+    if hypothesis.region is not None:
+        return ScoreMap(observed, builder.program.prune([score]), output, score, score)
     margins, logits, threshold = _undo(builder.program.prune([score]), score, hypothesis)
     builder = Builder(margins)
     if hypothesis.use_norm:
@@ -86,8 +83,7 @@ def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMa
         observed, score = _normalized_score(observed, score)
     else:
         margin = builder.add("Sub", logits, builder.constant(threshold))
-    margins = builder.program.prune([margin])
-    _require_bounded(margins)
+    margins = require_bounded(builder.program.prune([margin]))
     return ScoreMap(observed.prune([output, score]), margins, output, score, margin)
 
 
@@ -111,7 +107,7 @@ def _normalized_score(program: Program, score: str) -> tuple[Program, str]:
 
 def _undo(program: Program, score: str, hypothesis: Hypothesis) -> tuple[Program, str, float]:
     """Take increasing smooth functions off the end of a program, and move the threshold instead."""
-    threshold = float(hypothesis.threshold)
+    threshold = float(hypothesis.threshold or 0.0)
     if hypothesis.use_norm:
         return program, score, threshold  # scaling does not commute with them
     steps = {name: step for step in program.steps for name in step.outputs}
@@ -142,7 +138,19 @@ def _rewire(step: Step, names: dict[str, str]) -> Step:
     return dataclasses.replace(step, inputs=tuple(names.get(name, name) for name in step.inputs))
 
 
-def _require_bounded(program: Program) -> None:
+def is_piecewise_linear(program: Program) -> bool:
+    """Whether a program can be followed exactly."""
+    return all(step.kind in FOLLOWED for step in program.steps)
+
+
+def require_bounded(program: Program) -> Program:
+    """Return a program that can be followed or at least bounded along a line.
+
+    Raises
+    ------
+    NotAvailableError
+        If it cannot; all steps that stand in the way are listed.
+    """
     bad = [step for step in program.steps if step.kind not in BOUNDED]
     if bad:
         listed = ", ".join(
@@ -153,6 +161,7 @@ def _require_bounded(program: Program) -> None:
             f"the score map jumps or has no bounds along a line: {listed}. Use the part of the model before "
             "these nodes: choose another output, or drop them before exporting"
         )
+    return program
 
 
 def fit_to_input(score: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,124 @@
+"""What was selected on an image, what is tested about it, and the line along which that varies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selkit.errors import InvalidInputError
+from selkit.graph import Program
+from selkit.inference.covariance import Covariance
+from selkit.inference.events import SignEvent
+from selkit.inference.hypotheses import Contrast, Hypothesis
+from selkit.inference.inputs import Inputs
+from selkit.inference.line import Line
+from selkit.inference.truncated import Chi, Normal
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a model selects on one image.
+
+    Attributes
+    ----------
+    inputs
+        The image.
+    margins, event
+        A program, and the event on its output that this region is selected.
+    output, score
+        In ONNX shape.
+    roi, usable
+        The region and the pixels that the mask leaves, in a shape that broadcasts against the input.
+    """
+
+    inputs: Inputs
+    margins: Program
+    event: SignEvent
+    output: Tensor
+    score: Tensor
+    roi: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What is tested on a selection.
+
+    Attributes
+    ----------
+    selection
+        What was selected.
+    roi, contrast
+        The region that is tested (all that was selected, or a part of it), and its contrast.
+    line
+        The line along which the statistic varies and all that is independent of it is fixed.
+    stat, scale
+        The standardised statistic, and the standard deviation of the contrast.
+    distribution
+        Of the statistic under the null hypothesis, before selection.
+    """
+
+    selection: Selection
+    roi: NDArray[np.bool_]
+    contrast: Contrast
+    line: Line
+    stat: float
+    scale: float
+    distribution: Normal | Chi
+
+
+def observe(
+    selection: Selection,
+    hypothesis: Hypothesis,
+    roi: NDArray[np.bool_],
+    var: Any,
+    *,
+    null_value: float = 0.0,
+) -> Observation:
+    """Return the contrast of a selected region, and the line along which it varies.
+
+    Parameters
+    ----------
+    selection
+        What was selected.
+    hypothesis
+        What is tested about it.
+    roi
+        The region to test: ``selection.roi`` or a part of it.
+    var, null_value
+        As for :meth:`selkit.inference.RoiTest.inference`.
+    """
+    inputs = selection.inputs
+    shape = tuple(inputs.tested.shape)
+    contrast = hypothesis.contrast(roi, selection.usable & ~(selection.roi & ~roi), shape)
+    covariance = Covariance(var, shape)
+    data = inputs.tested.cpu().numpy() - (0.0 if inputs.reference is None else inputs.reference.cpu().numpy())
+    etas = contrast.eta if contrast.eta.ndim > len(shape) else contrast.eta[None]
+    # The noise of a reference counts as well, but only the input moves along the line.
+    noise = 2.0 if inputs.reference is not None else 1.0
+    directions = np.stack([covariance.times(eta) for eta in etas])
+    flat = etas.reshape(len(etas), -1)
+    spread = noise * flat @ directions.reshape(len(etas), -1).T
+    values = flat @ data.reshape(-1)
+    if not np.all(np.linalg.eigvalsh(spread) > 0):
+        raise InvalidInputError(
+            "the contrast has no positive variance under var, or several contrasts depend on each other"
+        )
+    distribution: Normal | Chi
+    if len(etas) == 1:
+        scale = float(np.sqrt(spread[0, 0]))
+        stat, b = float(values[0]) / scale, directions[0] / scale
+        distribution = Normal(float(null_value) / scale)
+    else:
+        weights = np.linalg.solve(spread, values)
+        scale, stat = 1.0, float(np.sqrt(values @ weights))
+        b = np.tensordot(weights, directions, 1) / stat
+        distribution = Chi(len(etas))
+    direction = torch.as_tensor(b, device=inputs.tested.device)
+    line = Line(inputs.tested - stat * direction, direction)
+    return Observation(selection, roi, contrast, line, stat, scale, distribution)
