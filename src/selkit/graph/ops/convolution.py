@@ -139,7 +139,7 @@ class ConvTranspose(_Convolution):
             output_shape=self.output_shape,
         )
 
-    def _crop(
+    def _place(
         self, grid: Sequence[int], full: Sequence[int], strides: Sequence[int]
     ) -> list[tuple[int, int]]:
         """First kept position and size of the result for each spatial axis of the full one."""
@@ -154,18 +154,20 @@ class ConvTranspose(_Convolution):
                 (0, size) if free else (pads[axis], size - pads[axis] - pads[dims + axis])
                 for axis, size in enumerate(full)
             ]
-        cropped = []
-        for size, target in zip(full, wanted, strict=True):
-            total = size - target
+        placed = []
+        for size, target in zip(full, windows.spatial(wanted, dims, "output_shape"), strict=True):
+            if target > size and not self.output_shape:
+                raise UnsupportedAttribute(f"auto_pad={self.auto_pad} with strides beyond the kernel")
+            total = max(size - target, 0)
             small = total // 2
-            cropped.append((small if self.auto_pad == "SAME_UPPER" else total - small, target))
-        return cropped
+            placed.append((small if self.auto_pad == "SAME_UPPER" else total - small, target))
+        return placed
 
     def _apply(self, x: Tensor, w: Tensor, b: Tensor | None, dims: int) -> Tensor:
         kernel = tuple(w.shape[2:])
         if self.kernel_shape and self.kernel_shape != kernel:
             raise UnsupportedAttribute(
-                f"kernel_shape={list(self.kernel_shape)}, but the weights have {kernel}"
+                f"kernel_shape={list(self.kernel_shape)}, but the weights say {kernel}"
             )
         strides = windows.spatial(self.strides, dims, "strides")
         dilations = windows.spatial(self.dilations, dims, "dilations")
@@ -176,9 +178,17 @@ class ConvTranspose(_Convolution):
                 x.shape[2:], strides, kernel, dilations, extra, strict=True
             )
         ]
-        y = _TRANSPOSED[dims](x, w, b, strides, 0, extra, self.group, dilations)
-        for axis, (first, size) in enumerate(self._crop(x.shape[2:], full, strides), start=2):
-            if first < 0 or size < 1 or first + size > y.shape[axis]:
-                raise UnsupportedAttribute(f"output size {size} does not fit {y.shape[axis]} positions")
+        placed = self._place(x.shape[2:], full, strides)
+        missing = [max(first + size - has, 0) for (first, size), has in zip(placed, full, strict=True)]
+        # positions that no window reaches are 0, plus the bias, which therefore comes last
+        late = b if any(missing) else None
+        y = _TRANSPOSED[dims](x, w, None if late is not None else b, strides, 0, extra, self.group, dilations)
+        if any(missing):
+            y = functional.pad(y, [side for more in reversed(missing) for side in (0, more)])
+        for axis, (first, size) in enumerate(placed, start=2):
+            if size < 1:
+                raise UnsupportedAttribute(
+                    f"pads={list(self.pads)} leave nothing of {full[axis - 2]} positions"
+                )
             y = y.narrow(axis, first, size)
-        return y
+        return y if late is None else y + late.reshape(-1, *(1,) * dims)

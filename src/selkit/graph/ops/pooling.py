@@ -25,6 +25,19 @@ def _dims(x: Tensor) -> int:
     return dims
 
 
+def _check(pool: MaxPool | AveragePool) -> None:
+    """Refuse attributes that mean nothing, or not the same to ONNX and onnxruntime."""
+    windows.check(
+        pool.auto_pad,
+        kernel_shape=pool.kernel_shape,
+        strides=pool.strides,
+        pads=pool.pads,
+        dilations=pool.dilations,
+    )
+    if pool.auto_pad.startswith("SAME") and any(value != 1 for value in pool.dilations):
+        raise UnsupportedAttribute(f"auto_pad={pool.auto_pad} with dilations; give the pads instead")
+
+
 def _lowest(dtype: torch.dtype) -> float:
     """What loses every comparison."""
     return -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
@@ -46,13 +59,7 @@ class MaxPool(Maximum):
     storage_order: int = 0  # concerns the Indices output alone
 
     def __post_init__(self) -> None:
-        windows.check(
-            self.auto_pad,
-            kernel_shape=self.kernel_shape,
-            strides=self.strides,
-            pads=self.pads,
-            dilations=self.dilations,
-        )
+        _check(self)
 
     def _placed(self, x: Tensor) -> windows.Windows:
         _dims(x)
@@ -64,6 +71,7 @@ class MaxPool(Maximum):
             dilations=self.dilations,
             auto_pad=self.auto_pad,
             ceil=bool(self.ceil_mode),
+            pooling=True,
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -163,13 +171,7 @@ class AveragePool(Affine):
     count_include_pad: int = 0
 
     def __post_init__(self) -> None:
-        windows.check(
-            self.auto_pad,
-            kernel_shape=self.kernel_shape,
-            strides=self.strides,
-            pads=self.pads,
-            dilations=self.dilations,
-        )
+        _check(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         _dims(x)
@@ -181,6 +183,7 @@ class AveragePool(Affine):
             dilations=self.dilations,
             auto_pad=self.auto_pad,
             ceil=bool(self.ceil_mode),
+            pooling=True,
         )
         flat = x.flatten(0, 1)
         if placed.padded:

@@ -206,16 +206,24 @@ def _native(x: Tensor, axes: Sequence[Axis], sampling: Sampling) -> Tensor | Non
     return y.reshape(*x.shape[:3], *size)
 
 
+def _unchanged(axes: Sequence[Axis], sampling: Sampling) -> bool:
+    """Whether no size changes: onnxruntime then copies, whatever the scales."""
+    return all(axis.before == axis.after for axis in axes) and sampling.coordinates != "tf_crop_and_resize"
+
+
 def resample(x: Tensor, axes: Sequence[Axis], sampling: Sampling, *, absolute: bool = False) -> Tensor:
     """Resample all ONNX axes of a stacked value (with absolute weights for radii)."""
     check_size([axis.after for axis in axes])
+    if _unchanged(axes, sampling):
+        return x
     if not (absolute and sampling.mode == "cubic"):
         y = _native(x, axes, sampling)
         if y is not None:
             return y
     for dim in range(len(axes), 0, -1):
         axis = axes[dim - 1]
-        same = axis.before == axis.after and axis.scale == 1
+        # onnxruntime's smoothed resampling leaves an axis alone whose size stays, whatever its scale
+        same = axis.before == axis.after and (axis.scale == 1 or sampling.antialias)
         if same and sampling.coordinates != "tf_crop_and_resize":
             continue
         if sampling.mode == "nearest":
@@ -248,9 +256,7 @@ class _Resampling(Operator):
 
     def transparent(self, x: Tensor, *parameters: Tensor | None) -> bool:
         """Whether nothing changes."""
-        axes = self.axes_of(x.shape[1:], *parameters)
-        same = all(axis.before == axis.after and axis.scale == 1 for axis in axes)
-        return same and self.sampling.coordinates != "tf_crop_and_resize"
+        return _unchanged(self.axes_of(x.shape[1:], *parameters), self.sampling)
 
     def forward(self, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         """Resample."""

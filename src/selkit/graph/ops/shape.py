@@ -195,7 +195,7 @@ class Slice(Movement):
         steps = steps or (1,) * len(starts)
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
             dim = _dims((axis,), x.ndim)[0]
-            picked = range(*slice(start, self._end(end, step, x.shape[dim]), step).indices(x.shape[dim]))
+            picked = self._range(start, end, step, x.shape[dim])
             if step > 0:
                 x = x[(slice(None),) * dim + (slice(picked.start, max(picked.stop, picked.start), step),)]
             else:
@@ -203,9 +203,17 @@ class Slice(Movement):
         return (x,)
 
     @staticmethod
-    def _end(end: int, step: int, length: int) -> int | None:
-        """Python's ``None`` for an end in front of the first element."""
-        return None if step < 0 and end < -length else end
+    def _range(start: int, end: int, step: int, length: int) -> range:
+        """Positions that are taken; unlike Python's, a start beyond the last element is moved to it."""
+        if step == 0:
+            raise UnsupportedAttribute("its step is 0")
+        first = start + length if start < 0 else start
+        last = end + length if end < 0 else end
+        if step > 0:
+            return range(min(max(first, 0), length), min(max(last, 0), length), step)
+        # backwards, onnxruntime takes the largest integers for "to the end" too
+        last = -1 if end in (2**31 - 1, 2**63 - 1) else last
+        return range(min(max(first, 0), length - 1), min(max(last, -1), length - 1), step)
 
 
 @register("Gather", since=(1, 11, 13))

@@ -107,6 +107,7 @@ def place(
     dilations: tuple[int, ...] = (),
     auto_pad: str = "NOTSET",
     ceil: bool = False,
+    pooling: bool = False,
 ) -> Windows:
     """Place windows on a grid as ONNX does.
 
@@ -116,6 +117,8 @@ def place(
         Sizes of the input's spatial axes and of a window.
     strides, pads, dilations, auto_pad, ceil
         ONNX attributes; empty ones have their defaults.
+    pooling
+        Refuse automatic padding that leaves elements out: onnxruntime's poolings then skip the first ones.
 
     Raises
     ------
@@ -136,7 +139,10 @@ def place(
         if auto_pad == "VALID":
             begin = end = 0
         elif auto_pad != "NOTSET":
-            total = max((math.ceil(length / stride) - 1) * stride + extent - length, 0)
+            total = (math.ceil(length / stride) - 1) * stride + extent - length
+            if pooling and total < -1:
+                raise UnsupportedAttribute(f"auto_pad={auto_pad} with strides beyond the kernel")
+            total = max(total, 0)
             small = total // 2
             begin, end = (small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small)
         room = length + begin + end - extent
