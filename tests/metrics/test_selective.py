@@ -18,6 +18,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.retrieval import RetrievalMRR
 from torchmetrics.segmentation import DiceScore
+from torchmetrics.wrappers import ClasswiseWrapper, MinMaxMetric
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics import SelectiveMetric, dice_loss
@@ -132,6 +133,29 @@ def test_logits_are_not_guessed_by_batch():
     metric = SelectiveMetric(plain, activation="sigmoid")
     metric.update(logits, target, selected)
     assert float(metric.compute()["selected/BinaryAccuracy"]) == 1.0
+
+
+def test_logits_are_found_inside_wrappers_and_subclasses():
+    class Own(BinaryAccuracy):
+        pass
+
+    logits, target, selected = torch.tensor([4.0, 0.3]), torch.tensor([1, 1]), torch.tensor([True, False])
+    for base in (Own(), MinMaxMetric(BinaryAccuracy()), BinaryAccuracy() + BinaryAccuracy()):
+        with pytest.raises(InvalidInputError, match="would guess"):
+            SelectiveMetric(base).update(logits, target, selected)
+
+
+def test_wrapped_metrics_keep_their_names():
+    preds, target, selected = labels()
+    base = MetricCollection([ClasswiseWrapper(MulticlassAccuracy(3, average=None)), MulticlassF1Score(3)])
+    values = fill(SelectiveMetric(base), preds, target, selected).compute()
+    rows = selected & (target == 2)
+    assert float(values["selected/multiclassaccuracy_2"]) == pytest.approx(
+        accuracy_score(target[rows], preds[rows])
+    )
+    nothing = fill(SelectiveMetric(base), preds, target, torch.zeros(120).bool()).compute()
+    assert nothing.keys() == values.keys()
+    assert bool(nothing["selected/multiclassaccuracy_2"].isnan())
 
 
 def test_class_scores_need_an_activation_only_where_it_matters():

@@ -239,6 +239,8 @@ class RiskCoverageMetric(Metric):
             if self.bins is not None:
                 values |= {"aurc_error": curve.aurc_error, "augrc_error": curve.augrc_error}
         values["count"] = torch.tensor(float(count)).double()
+        if self.device.type == "mps":  # no float64 there
+            values = {name: value.float() for name, value in values.items()}
         return {self.prefix + name: value.to(self.device) for name, value in values.items()}
 
     def _n(self) -> int:

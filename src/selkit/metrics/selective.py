@@ -36,14 +36,14 @@ def _guesses_logits(metric: Metric) -> bool:
     """Whether torchmetrics decides batch by batch if this metric's predictions are logits."""
     from torchmetrics import classification as known
 
-    if isinstance(
-        metric,
-        (known.MulticlassPrecisionRecallCurve, known.MulticlassCalibrationError, known.MulticlassHingeLoss),
-    ):
-        return True
-    cls = type(metric)
-    own = cls.__module__.startswith("torchmetrics.classification")
-    return own and cls.__name__.startswith(("Binary", "Multilabel"))
+    some = (known.MulticlassPrecisionRecallCurve, known.MulticlassCalibrationError, known.MulticlassHingeLoss)
+    for module in metric.modules():  # also inside torchmetrics' wrappers
+        if isinstance(module, some):
+            return True
+        kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith(known.__name__)]
+        if any(kind.__name__.startswith(("Binary", "Multilabel")) for kind in kinds):
+            return True
+    return False
 
 
 def _copies(base: Metric | MetricCollection, validate: bool) -> MetricCollection:
