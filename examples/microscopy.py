@@ -115,7 +115,7 @@ def make_samples(patches: Patches, found: Findings) -> list[Sample]:
         reason = found.outputs["roi_reason"][i]
         details = {} if reason is None else {"not tested": reason}
         if tested is not None:
-            details["standardised difference"] = f"{tested.stat:.1f}"
+            details["standardised difference"] = f"{tested.stat / tested.scale:.1f}"
         samples.append(
             Sample(
                 images[i],
