@@ -25,7 +25,7 @@ docs: $(STAMP)
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 bench: $(STAMP)
-	@sed -n '/^## Run/,$$p' benchmarks/README.md
+	benchmarks/run
 
 # torch goes first and alone, so that the other packages take the build that is there.
 # stardist comes without its dependencies: the demo reads the image and the masks inside its wheel.

@@ -88,7 +88,17 @@ def test_blocks_run(path, request, monkeypatch, tmp_path):
     assert run(text, own) > 0
 
 
-LINKING = [*DOCUMENTS, ROOT / "llms.txt", ROOT / "CONTRIBUTING.md"]
+LINKING = [*DOCUMENTS, *(ROOT / name for name in ("llms.txt", "CONTRIBUTING.md", "benchmarks/README.md"))]
+
+
+def test_every_benchmark_is_listed_and_run():
+    folder = ROOT / "benchmarks"
+    scripts = {path.stem for path in folder.glob("*.py") if "argparse" in path.read_text(encoding="utf-8")}
+    listed = set(
+        re.findall(r"^\| `(\w+)\.py`", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    run = re.search(r'^all="(.*)"$', (folder / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == scripts == set(run[1].split())
 
 
 @pytest.mark.parametrize("path", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
