@@ -259,7 +259,8 @@ class Builder:
             return
         for output, result in zip(outputs, self._probe(operator, known), strict=False):
             if output:
-                self.add_input(output, tuple(result.shape[1:]), result.dtype)
+                dtype = self.dtype if result.is_floating_point() else result.dtype
+                self.add_input(output, tuple(result.shape[1:]), dtype)
         self.steps.append(Step(operator, inputs, outputs, live, kind, (), name))
 
     def _placeholder(self, name: str) -> Tensor | None:
@@ -330,9 +331,9 @@ class Builder:
         steps = [_rename(step, renamed) for step in self.steps]
         read = {name for step in steps for name in step.inputs} | set(wanted)
         stored = {name: self.program_value(name) for name in self.values if name in read}
-        fusion = Fusion(steps, stored, wanted)
-        steps = _without_identities(fusion.run(), wanted)
         shapes = {renamed.get(name, name): shape for name, shape in self.shapes.items()}
+        fusion = Fusion(steps, stored, shapes, wanted)
+        steps = _without_identities(fusion.run(), wanted)
         shapes |= {name: tuple(value.shape[1:]) for name, value in fusion.constants.items()}
         return finish(
             steps,

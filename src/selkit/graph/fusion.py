@@ -21,6 +21,7 @@ from selkit.graph.ops.convolution import Conv, ConvTranspose
 from selkit.graph.ops.normalization import BatchNormalization
 from selkit.graph.ops.shape import Transpose
 from selkit.graph.ops.sigmoids import Erf, Gelu, HardSwish, Mish, Sigmoid, Softplus, Swish, Tanh
+from selkit.graph.piecewise import continuous
 from selkit.graph.program import Step
 
 Rule = Callable[["Fusion", Step], Step | None]
@@ -35,8 +36,15 @@ class Fusion:
         With the stack axis; rules add to them.
     """
 
-    def __init__(self, steps: Sequence[Step], constants: Mapping[str, Tensor], keep: Sequence[str]) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        constants: Mapping[str, Tensor],
+        shapes: Mapping[str, tuple[int, ...]],
+        keep: Sequence[str],
+    ) -> None:
         self.constants = dict(constants)
+        self._shapes = shapes
         self._steps = list(steps)
         self._maker: dict[str, Step] = {}
         self._readers: dict[str, int] = dict.fromkeys(keep, 1)
@@ -60,6 +68,14 @@ class Fusion:
         """The step that makes a value, if its operator is of this type."""
         step = self._maker.get(name)
         return step if step is not None and isinstance(step.operator, kind) else None
+
+    def maker(self, name: str) -> Step | None:
+        """The step that makes a value."""
+        return self._maker.get(name)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """ONNX shape of a live value."""
+        return self._shapes.get(name)
 
     def only_reader(self, name: str) -> bool:
         """Whether a value is read once and is no output."""
@@ -232,4 +248,4 @@ def _product(fusion: Fusion, name: str) -> Step | None:
     return fusion.made_by(name, Mul) or fusion.made_by(name, Div)
 
 
-_RULES: tuple[Rule, ...] = (transpose_pair, scaled_convolution, gated, gelu)
+_RULES: tuple[Rule, ...] = (transpose_pair, scaled_convolution, gated, gelu, continuous)

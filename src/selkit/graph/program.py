@@ -97,7 +97,10 @@ class Program:
         values: dict[str, Tensor] = {**self.constants, **inputs}
         for step in self.steps:
             results = step.operator.forward(*[values[name] if name else None for name in step.inputs])
-            values.update(zip(step.outputs, results, strict=False))
+            for name, result in zip(step.outputs, results, strict=False):
+                # a number made of a condition has the model's dtype
+                foreign = result.is_floating_point() and result.dtype != self.dtype
+                values[name] = result.to(self.dtype) if foreign else result
             for name in step.release:
                 del values[name]
         return {name: values[name].expand(count, *self.shapes[name]) for name in self.outputs}
