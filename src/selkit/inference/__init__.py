@@ -17,6 +17,7 @@ from selkit.inference.postprocess import (
     Neg,
     PostProcess,
 )
+from selkit.inference.randomized import RandomizedResult
 from selkit.inference.regions import ArgMax, Region, TopK
 from selkit.inference.result import RoiResult
 from selkit.inference.roi import RoiTest, load
@@ -34,6 +35,7 @@ __all__ = [
     "Neg",
     "NeighborMeanDiff",
     "PostProcess",
+    "RandomizedResult",
     "ReferenceMeanDiff",
     "Region",
     "RoiResult",

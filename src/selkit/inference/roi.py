@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,10 @@ from selkit.inference.events import SignEvent
 from selkit.inference.hypotheses import Hypothesis, ReferenceMeanDiff
 from selkit.inference.inputs import Array, read_inputs, read_mask
 from selkit.inference.intervals import around
+from selkit.inference.multiple import inference_batch
 from selkit.inference.observation import Selection, observe
 from selkit.inference.postprocess import Builder
+from selkit.inference.randomized import RandomizedResult, randomized_test
 from selkit.inference.result import RoiResult
 from selkit.inference.score_map import (
     ScoreMap,
@@ -31,6 +33,7 @@ from selkit.inference.score_map import (
     require_bounded,
 )
 from selkit.inference.search import Goal, InferenceMode, Search
+from selkit.inference.table import RoiTable
 from selkit.inference.truncated import Alternative, Chi, check_alternative
 
 
@@ -232,6 +235,83 @@ class RoiTest:
         selection = self.select(x, mask)
         labels, count = label(selection.roi)
         return [self._test(selection, labels == place, var, options) for place in range(1, count + 1)]
+
+    def inference_randomized(
+        self,
+        x: Array,
+        var: float | None = None,
+        mask: Array | None = None,
+        *,
+        noise_var: float,
+        seed: int,
+        alternative: Alternative = "two-sided",
+        null_value: float = 0.0,
+    ) -> RandomizedResult:
+        """Select the region on the image with added noise, and test the image itself.
+
+        Parameters
+        ----------
+        x, mask, alternative, null_value
+            As for :meth:`inference`.
+        var
+            Noise variance of the image, the same for all pixels and known.
+        noise_var
+            Variance of the Gaussian noise that is added for the selection; about that of the image keeps
+            half of the information for the test.
+        seed
+            Of the added noise. Fix it before looking at the data, and use it once.
+
+        Returns
+        -------
+        RandomizedResult
+
+        Raises
+        ------
+        InvalidInputError
+            If a variance is not a positive number.
+        NotAvailableError
+            If the score map is smooth in the input: the truncation set must be exact.
+        """
+        white = {"var": self.var if var is None else var, "noise_var": noise_var}
+        for name, value in white.items():
+            if not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
+                raise InvalidInputError(
+                    f"{name} is {value!r}; randomized inference needs a positive number: white noise"
+                )
+        alternative = check_alternative(alternative)
+        own, added = float(white["var"]), float(noise_var)
+        image = (
+            read_inputs(x, self.graph.inputs, self.hypothesis.i_idx, with_reference=False, device=self.device)
+            .tested.cpu()
+            .numpy()
+        )
+        noise = np.random.default_rng(seed).normal(0.0, np.sqrt(added), image.shape)
+        selected = self.inference(image + noise, own + added, mask, "exhaustive")
+        eta = selected.line.b.cpu().numpy() * selected.scale / (own + added)
+        return randomized_test(
+            float(np.sum(eta * image)),
+            selected,
+            scale=float(np.sqrt(own * np.sum(eta**2))),
+            noise_scale=float(np.sqrt(added * np.sum(eta**2))),
+            alternative=alternative,
+            null_value=null_value,
+        )
+
+    def inference_batch(self, images: Iterable[Any], var: Any = None, **options: Any) -> RoiTable:
+        """Test many images, in parallel and with a progress bar.
+
+        Parameters
+        ----------
+        images
+            What :meth:`inference` takes, one for each test.
+        var, **options
+            As for :func:`selkit.inference.inference_batch`.
+
+        Returns
+        -------
+        RoiTable
+        """
+        return inference_batch(self, images, var, **options)
 
     def _test(self, selection: Selection, roi: NDArray[np.bool_], var: Any, options: _Options) -> RoiResult:
         """Test one region of a selection."""
