@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selkit.graph import Graph
+from selkit.graph.ops import Pieces
 from selkit.graph.ops.base import Kind
-from selkit.graph.piecewise import Curve, Pieces
+from selkit.graph.piecewise import Curve
 
 NUMBERS = {"zero": 0.0, "one": 1.0, "half": 0.5, "slope": 0.1, "low": -0.5, "six": 6.0}
 

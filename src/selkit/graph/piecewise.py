@@ -11,34 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
 from selkit.graph.ops import activations, arithmetic, constants, logic, shape
-from selkit.graph.ops.base import Input, Kind, Operator, PiecewiseLinear
+from selkit.graph.ops.activations import Pieces
+from selkit.graph.ops.base import Kind, Operator
 from selkit.graph.program import Step
 
 Line = tuple[float, float]
 """Slope and offset."""
-
-
-@dataclass(frozen=True)
-class Pieces(PiecewiseLinear):
-    """A continuous function of straight pieces: first ``slopes[0] x + offset``, a new slope at each break."""
-
-    breaks: tuple[float, ...]
-    slopes: tuple[float, ...]
-    offset: float
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        first = x * self.slopes[0] if self.slopes[0] else torch.zeros_like(x)
-        y = first + self.offset
-        for knot, before, after in zip(self.breaks, self.slopes[:-1], self.slopes[1:], strict=True):
-            y = y + (x - knot).relu() * (after - before)
-        return (y,)
-
-    def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
-        return self.breaks
 
 
 @dataclass(frozen=True)

@@ -186,3 +186,22 @@ class Shrink(PiecewiseLinear):
 
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         return (-self.lambd, self.lambd)
+
+
+@dataclass(frozen=True)
+class Pieces(PiecewiseLinear):
+    """A continuous function of straight pieces: first ``slopes[0] x + offset``, a new slope at each break."""
+
+    breaks: tuple[float, ...]
+    slopes: tuple[float, ...]
+    offset: float
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        first = x * self.slopes[0] if self.slopes[0] else torch.zeros_like(x)
+        y = first + self.offset
+        for knot, before, after in zip(self.breaks, self.slopes[:-1], self.slopes[1:], strict=True):
+            y = y + (x - knot).relu() * (after - before)
+        return (y,)
+
+    def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
+        return self.breaks
