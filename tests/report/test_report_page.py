@@ -110,6 +110,11 @@ def test_every_image_says_in_words_what_it_shows():
     assert all(attrs.get("aria-hidden") == "true" for attrs in hidden)
 
 
+def test_scores_called_like_a_kind_of_sample_are_drawn_beside_it():
+    text = render(make_report(scores={"cells": [0.3, 0.4, 0.5]}))
+    assert re.search(r'aria-label="Density[^"]*cells \(median 0.4\), stones [^"]*, cells \(samples\)', text)
+
+
 def test_text_is_escaped():
     text = render(make_report())
     assert "<title>A run &amp; more</title>" in text

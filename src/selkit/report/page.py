@@ -80,7 +80,8 @@ def render(report: Report) -> str:
     series = {name: np.asarray(values) for name, values in report.scores.items()}
     for row in groups:
         chosen = [s.score for s in report.samples if (s.group or "samples") == row.name]
-        series[row.name] = np.asarray(chosen, dtype=np.float64)
+        name = f"{row.name} (samples)" if row.name in series else row.name
+        series[name] = np.asarray(chosen, dtype=np.float64)
     coverage = sum(s.selected for s in report.samples) / len(report.samples) if report.samples else None
     curve = report.curve()
     subsets, single = metric_rows(report)
