@@ -13,7 +13,7 @@ from selkit.embeddings.sources import Want
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.utils.arrays import as_labels, as_tensor
 
-FEATURES = ("embedding", "embeddings", "logits")
+FEATURES = ("embedding", "embeddings", "logit", "logits")
 LABELS = ("label", "labels", "prediction")
 
 
@@ -63,7 +63,7 @@ def unpacked(values: Any, name: str, feature: Want) -> tuple[Any, Any]:
         return values, None
     found = [key for key in FEATURES if key in values]
     if len(found) > 1:
-        found = [key for key in found if key.startswith(feature)]
+        found = [key for key in found if key.startswith(feature.removesuffix("s"))]
     if len(found) != 1:
         raise InvalidInputError(
             f"{name} is a mapping with the keys {list(values)}; one of {list(FEATURES)} is needed"

@@ -20,7 +20,7 @@ from selkit.scores.rows import Rows, as_rows, blocks_of
 from selkit.utils.precision import full_precision
 
 GROUP = 64  # neighbouring columns that are reduced to one minimum
-ROWS = 1024  # queries in a block
+ROWS = 512  # queries in a block
 COLUMNS = 8192  # references in a block, at least
 ENTRIES = ROWS * COLUMNS
 SPARE = 8  # candidates kept beyond k

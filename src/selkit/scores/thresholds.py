@@ -192,6 +192,12 @@ class Thresholds(Stateful, ABC):
             "flagged": flagged.to(score.device),
         }
 
+    def plot(self, query_scores: ArrayLike | None = None, bins: int = 100, ax: Any = None) -> Any:
+        """Draw the densities of calibration and query scores; see :func:`selkit.scores.plot.plot_scores`."""
+        from selkit.scores.plot import plot_scores
+
+        return plot_scores(self, query_scores, bins, ax)
+
     def _calibration_groups(self, groups: Any, count: int) -> npt.NDArray[np.int64]:
         if isinstance(groups, str):
             if groups != "label":
