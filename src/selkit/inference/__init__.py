@@ -1,5 +1,6 @@
 """Exact selective inference: is the region that a model points at real?"""
 
+from selkit.inference.adjust import benjamini_hochberg, benjamini_yekutieli
 from selkit.inference.covariance import Stationary
 from selkit.inference.hypotheses import (
     BackMeanDiff,
@@ -8,6 +9,9 @@ from selkit.inference.hypotheses import (
     NeighborMeanDiff,
     ReferenceMeanDiff,
 )
+from selkit.inference.multiple import inference_batch
+from selkit.inference.noise import estimate_covariance, estimate_stationary, estimate_variance
+from selkit.inference.plots import plot_line, plot_p_values, plot_qq, plot_region
 from selkit.inference.postprocess import (
     Abs,
     AverageFilter,
@@ -21,6 +25,7 @@ from selkit.inference.randomized import RandomizedResult
 from selkit.inference.regions import ArgMax, Region, TopK
 from selkit.inference.result import RoiResult
 from selkit.inference.roi import RoiTest, load
+from selkit.inference.table import RoiRow, RoiTable
 
 __all__ = [
     "Abs",
@@ -39,8 +44,20 @@ __all__ = [
     "ReferenceMeanDiff",
     "Region",
     "RoiResult",
+    "RoiRow",
+    "RoiTable",
     "RoiTest",
     "Stationary",
     "TopK",
+    "benjamini_hochberg",
+    "benjamini_yekutieli",
+    "estimate_covariance",
+    "estimate_stationary",
+    "estimate_variance",
+    "inference_batch",
     "load",
+    "plot_line",
+    "plot_p_values",
+    "plot_qq",
+    "plot_region",
 ]

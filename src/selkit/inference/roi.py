@@ -136,6 +136,10 @@ class RoiTest:
         self.var, self.seed, self.device = var, seed, torch.device(device)
         self._compiled: tuple[object, ScoreMap] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the compiled programs, which a copy makes anew."""
+        return {**self.__dict__, "_compiled": None}
+
     def inference(
         self,
         x: Array | Sequence[Array],
