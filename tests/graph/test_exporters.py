@@ -102,7 +102,9 @@ SHAPES = {
 }
 
 
-def export(network: nn.Module, shape: tuple[int, ...], *, dynamo: bool, dynamic: bool) -> bytes:
+def export(
+    network: nn.Module, shape: tuple[int, ...], *, dynamo: bool, dynamic: bool, opset: int | None = None
+) -> bytes:
     x = torch.randn(2 if dynamic else 1, *shape)
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -113,7 +115,9 @@ def export(network: nn.Module, shape: tuple[int, ...], *, dynamo: bool, dynamic:
             made.save(file)
         else:
             axes = {"x": {0: "batch"}} if dynamic else None
-            torch.onnx.export(network, (x,), file, dynamo=False, input_names=["x"], dynamic_axes=axes)
+            torch.onnx.export(
+                network, (x,), file, dynamo=False, input_names=["x"], dynamic_axes=axes, opset_version=opset
+            )
     return file.getvalue()
 
 
@@ -141,6 +145,28 @@ def test_exported_networks_equal_onnxruntime(network, dynamo: bool, dynamic: boo
         actual = program.run({spec.name: points.double()})
         for output in graph.outputs:
             np.testing.assert_allclose(actual[output.name], expected[output.name], rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 18, 20])
+def test_every_opset_of_the_exporter_equals_onnxruntime(opset: int, onnxruntime_of):
+    network = nn.Sequential(
+        UNet(),
+        nn.Upsample(scale_factor=2, mode="nearest"),
+        nn.ConstantPad2d((1, 0, 2, 1), 0.5),
+        nn.Hardtanh(0.1, 0.6),
+        nn.Flatten(),
+        nn.Softmax(dim=1),
+    )
+    if opset < 9:
+        network = network[0]  # its exporter writes these layers from opset 9 on
+    content = export(network.eval(), SHAPES[UNet], dynamo=False, dynamic=opset % 2 == 0, opset=opset)
+    graph = Graph.load(content)
+    assert graph.opset[""] == opset
+    points = torch.randn(2, 1, *SHAPES[UNet])
+    program = graph.compile({"x": (1, *SHAPES[UNet])})
+    (name,) = program.outputs
+    expected = onnxruntime_of(content, {"x": points.numpy()})[name]
+    np.testing.assert_allclose(program.run({"x": points.double()})[name], expected, rtol=1e-4, atol=2e-6)
 
 
 def test_shape_arithmetic_leaves_no_steps():

@@ -63,6 +63,20 @@ class Program:
         ONNX shape of each value, without a stack axis.
     dtype, device
         Of all real numbers.
+
+    Examples
+    --------
+    >>> import onnx, torch
+    >>> from selkit.graph import Graph, ops
+    >>> model = onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["" : 17]>
+    ...     agraph (float[N, 2] x) => (float[N, 2] y) { h = Relu(x)  y = Neg(h) }''')
+    >>> program = Graph.load(model).compile({"x": (1, 2)})
+    >>> [(type(step.operator).__name__, step.kind.value) for step in program.steps]
+    [('Relu', 'piecewise linear'), ('Neg', 'affine')]
+    >>> program, name = program.extend(ops.Sub(), ["y", "x"])
+    >>> program.prune([name]).run({"x": torch.tensor([[[1.0, -3.0]]], dtype=torch.float64)})[name].tolist()
+    [[[-2.0, 3.0]]]
     """
 
     steps: tuple[Step, ...]
