@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ def test_a_file_gives_what_memory_gives(
     score.save(tmp_path / "score.safetensors")
     assert (tmp_path / "score.safetensors").stat().st_size < X.nbytes / 2
     assert torch.equal(kind.load(tmp_path / "score.safetensors").score(QUERY), score.score(QUERY))
+    pickled = pickle.dumps(score)
+    assert len(pickled) < X.nbytes / 2
+    assert torch.equal(pickle.loads(pickled).score(QUERY), score.score(QUERY))
 
 
 def test_a_file_that_changed_or_went_is_noticed(file: np.memmap[Any, Any], tmp_path: Path) -> None:

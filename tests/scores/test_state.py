@@ -107,6 +107,17 @@ def test_a_batch_equals_its_singles_and_gradients_are_off(score: Any, reference:
     assert torch.equal(as_array, whole)
 
 
+@pytest.mark.parametrize(("score", "reference", "query"), SCORES[:-1], ids=lambda v: type(v).__name__)
+def test_reduced_precision_around_a_score_does_not_reach_it(score: Any, reference: Any, query: Any) -> None:
+    made = fitted(score, reference)
+    expected = made.select(query)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = made.select(query)
+        again = fitted(score, reference)
+    assert torch.equal(found["score"], expected["score"])
+    torch.testing.assert_close(again.threshold, made.threshold)
+
+
 def test_every_buffer_moves_and_everything_is_in_the_state(tmp_path: Path) -> None:
     made = fitted(SCORES[2][0], X).double()
     assert all(b.dtype in (torch.float64, torch.int64) for b in made.buffers())

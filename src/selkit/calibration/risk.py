@@ -12,7 +12,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from selkit.errors import InvalidInputError, NoGuaranteeError
 from selkit.utils.arrays import ArrayLike, as_vector, check_fraction
@@ -41,6 +40,8 @@ def binomial_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> V
     ndarray
         1 where there are no losses.
     """
+    from scipy import stats  # half a second, which importing a score should not cost
+
     number = np.asarray(count, dtype=float)
     errors = np.rint(np.asarray(mean, dtype=float) * number)
     result: Vector = np.asarray(stats.binom.cdf(errors, number, risk), dtype=float)
@@ -64,6 +65,8 @@ def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: fl
         The smaller of Hoeffding's (in its relative-entropy form) and e times the binomial tail; 1 where there
         are no losses.
     """
+    from scipy import stats
+
     number = np.asarray(count, dtype=float)
     observed = np.asarray(mean, dtype=float)
     below = np.minimum(observed, risk)

@@ -143,9 +143,11 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         data = checked(given, self.feature, self._check_references, self._check)
         self._forget()
         self._where = {"layer": layer, "pool": pool}
-        self._fit_data(data, q)
-        if data.Y is not None:
-            self._keep_calibration(data.Y, data.y_cal)
+        some = data.X if isinstance(data.X, Tensor) else data.Y
+        with torch.no_grad(), full_precision(torch.device("cpu") if some is None else some.device):
+            self._fit_data(data, q)
+            if data.Y is not None:
+                self._keep_calibration(data.Y, data.y_cal)
         return self
 
     def score(

@@ -44,7 +44,8 @@ class KNNScore(UncertaintyScore):
     Notes
     -----
     References that are a ``numpy.memmap`` stay in their file and are read a block at a time; those of a Dask
-    array are searched block by block on Dask's cluster (extra ``dask``). A tensor is kept, not copied.
+    array are searched block by block on Dask's cluster (extra ``dask``). Other references are kept as they
+    are, not copied: do not change them afterwards.
     """
 
     buffer_names: ClassVar[tuple[str, ...]] = ("reference", "center", "norms", "file", "graph")
@@ -245,7 +246,9 @@ class KNNScore(UncertaintyScore):
         return super()._extra()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_faiss": None}  # made again from its bytes
+        # both are made again: from the bytes of the graph, and from the address of the file
+        outside = None if isinstance(self._outside, FileRows) else self._outside
+        return {**self.__dict__, "_faiss": None, "_outside": outside}
 
 
 class EuclideanScore(KNNScore):
@@ -269,7 +272,8 @@ class EuclideanScore(KNNScore):
     Notes
     -----
     References that are a ``numpy.memmap`` stay in their file and are read a block at a time; those of a Dask
-    array are searched block by block on Dask's cluster (extra ``dask``). A tensor is kept, not copied.
+    array are searched block by block on Dask's cluster (extra ``dask``). Other references are kept as they
+    are, not copied: do not change them afterwards.
 
     Examples
     --------
