@@ -201,6 +201,8 @@ def test_scores_with_loaders_equal_scores_with_tensors() -> None:
     assert torch.equal(score.extract(model, X), model.eval().embed(X))
     labels = (model.logits(X).argmax(1) + (torch.arange(21) % 5 == 0)) % 3
     entropy = EntropyScore("fit").fit(model=model, loaders={"train": loader("tuple")}, labels=labels)
+    with_own = [(x, y) for (x, _), y in zip(loader("tuple"), labels.split(8), strict=True)]
+    assert EntropyScore("fit").fit(model=model, loaders={"train": with_own}).T == entropy.T
     found = entropy.score(model=model, loader=loader("tuple"))
     torch.testing.assert_close(found, entropy.score(model.logits(X)))
 

@@ -94,7 +94,7 @@ def test_several_labels(aggregate: str) -> None:
     "kind", [EuclideanClassWiseScore, CosineClassWiseScore, MahalanobisClassWiseScore, ClassWiseScore]
 )
 def test_saved_and_loaded(kind: type[ClassWiseScore], tmp_path: Path) -> None:
-    score = kind(GaussianScore()) if kind is ClassWiseScore else kind(k=2, pca=3)  # type: ignore[call-arg]
+    score = kind(GaussianScore(one_class=True)) if kind is ClassWiseScore else kind(k=2, pca=3)  # type: ignore[call-arg]
     score.fit(X, Y, Y=CAL, y_cal=CAL_Y).set_threshold(0.8)
     score.save(tmp_path / "score.safetensors")
     loaded = UncertaintyScore.load(tmp_path / "score.safetensors")

@@ -34,7 +34,7 @@ def test_values_are_those_of_sklearn(shrinkage: float, kind: type) -> None:
     relative = RelativeMahalanobisScore(shrinkage=shrinkage).fit(X, LABELS)
     background = squared(QUERY, X.mean(0), kind().fit(X).covariance_)
     np.testing.assert_allclose(relative.score(QUERY).numpy(), expected.min(1) - background, rtol=1e-7)
-    alone = GaussianScore(shrinkage=shrinkage).fit(X)
+    alone = GaussianScore(shrinkage=shrinkage, one_class=True).fit(X, LABELS)
     np.testing.assert_allclose(alone.score(QUERY).numpy(), background, rtol=1e-8)
 
 
@@ -49,7 +49,7 @@ def test_shrinkage_lets_few_samples_work() -> None:
     few = RNG.normal(size=(10, 40))
     assert torch.isfinite(GaussianScore().fit(few, np.arange(10) % 2).score(few)).all()
     with pytest.raises(InvalidInputError, match="singular"):
-        GaussianScore(shrinkage=0.0).fit(few)
+        GaussianScore(shrinkage=0.0, one_class=True).fit(few)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,16 @@ def test_shrinkage_lets_few_samples_work() -> None:
 def test_bad_labels_are_refused(labels: np.ndarray | None, text: str) -> None:
     with pytest.raises(InvalidInputError, match=text):
         RelativeMahalanobisScore().fit(X, labels)
+
+
+def test_labels_come_from_the_loader() -> None:
+    loader = [(torch.tensor(X), torch.tensor(LABELS))]
+    score = GaussianScore().fit(model=torch.nn.Identity(), loaders={"train": loader}, layer="")
+    np.testing.assert_allclose(score.class_distances(QUERY).numpy(), class_conditional(LedoitWolf), rtol=1e-8)
+    with pytest.raises(InvalidInputError, match="labels are needed, but the loader yields a Tensor"):
+        GaussianScore().fit(model=torch.nn.Identity(), loaders={"train": [torch.tensor(X)]}, layer="")
+    with pytest.raises(InvalidInputError, match="needs the labels"):
+        GaussianScore().fit(X)
 
 
 def test_use_before_fit_and_training_scores_as_calibration_are_refused() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError, NotAvailableError
+from selkit.errors import (
+    FileFormatError,
+    InvalidInputError,
+    InvalidTypeError,
+    MissingExtraError,
+    NotAvailableError,
+)
 from selkit.scores import CosineScore, EuclideanScore, KNNScore, MahalanobisScore, rows
 
 RNG = np.random.default_rng(0)
@@ -146,5 +153,25 @@ def test_faiss_says_that_it_is_approximate_and_finds_nearly_all(tmp_path: Path) 
     torch.testing.assert_close(distances, named)
     assert (distances >= exact - 1e-6).all()
     assert "index='faiss'" in repr(score)
+    with pytest.warns(UserWarning, match="searches approximately"):
+        filtered = EuclideanScore(k=5, index="faiss").fit(
+            X=X, q=0.5
+        )  # the graph of the first fit is not kept
+    assert filtered.reference is not None
+    assert int(filtered.knn_search(QUERY)[1].max()) < len(filtered.reference) == 1500
     score.save(tmp_path / "score.safetensors")
     assert torch.equal(EuclideanScore.load(tmp_path / "score.safetensors").score(QUERY), score.score(QUERY))
+
+
+@pytest.mark.parametrize(
+    ("module", "use", "text"),
+    [
+        ("faiss", lambda: EuclideanScore(index="faiss").fit(X=X), r"pip install 'selkit\[faiss\]'"),
+        ("dask", lambda: EuclideanScore().fit(X=da.from_array(X)), r"pip install 'selkit\[dask\]'"),
+        ("matplotlib", lambda: EuclideanScore().fit(X=X, Y=X).plot(), r"pip install 'selkit\[report\]'"),
+    ],
+)
+def test_a_missing_extra_is_named(module: str, use: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=text):
+        use()

@@ -40,7 +40,6 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
     buffer_names: ClassVar[tuple[str, ...]] = ("width",)
     feature: ClassVar[Want] = "embedding"
     requires_fit: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
 
     width: Tensor | None
 
@@ -58,6 +57,10 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
     def _score(self, query: Tensor) -> Tensor:
         """Scores ``(N,)`` of checked queries on this module's device and dtype."""
 
+    def _needs_labels(self) -> bool:
+        """Whether ``fit`` takes labels, and from a loader if they are not given."""
+        return False
+
     def _check(self, values: object, name: str) -> Tensor:
         """Queries or references as a tensor, or an error that says what is wrong."""
         return as_matrix(values, name)
@@ -66,7 +69,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         return self._check(values, "X")
 
     def _from_model(self, given: Given, model: Any, loaders: Any, options: dict[str, Any]) -> Given:
-        return from_loaders(given, model, loaders, self.feature, labels=self.needs_labels, options=options)
+        return from_loaders(given, model, loaders, self.feature, labels=self._needs_labels(), options=options)
 
     # public
 
@@ -262,7 +265,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
             raise InvalidInputError(
                 f"{type(self).__name__} needs references: give X=, or model= and loaders="
             )
-        if self.needs_labels and data.y is None:
+        if self._needs_labels() and data.y is None:
             raise InvalidInputError(f"{type(self).__name__} needs the labels of the references: give y=")
         self._fit(X, data.y)
         self.width = torch.tensor(X.shape[1])

@@ -53,7 +53,6 @@ class ClassWiseScore(UncertaintyScore):
     tensor([ 0., 10.])
     """
 
-    needs_labels = True
     buffer_names = ("classes", "multilabel")
     classes: Tensor | None
     multilabel: Tensor | None
@@ -64,6 +63,9 @@ class ClassWiseScore(UncertaintyScore):
         super().__init__()
         self.keep(base=base, aggregate=aggregate)
         self.each = nn.ModuleDict()
+
+    def _needs_labels(self) -> bool:
+        return True
 
     def _base(self) -> UncertaintyScore:
         """A fresh copy of the score for one class."""

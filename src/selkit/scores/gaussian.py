@@ -15,13 +15,13 @@ class GaussianScore(UncertaintyScore):
     """Squared Mahalanobis distance to the nearest class mean, with a covariance that all classes share (Lee
     et al. 2018, "A simple unified framework for detecting out-of-distribution samples").
 
-    Without labels all references are one class.
-
     Parameters
     ----------
     shrinkage
         ``"ledoit-wolf"``, or the weight of the identity in [0, 1]; see
         :class:`selkit.scores.MahalanobisScore`.
+    one_class
+        Take all references as one class, and no labels.
 
     Examples
     --------
@@ -34,19 +34,25 @@ class GaussianScore(UncertaintyScore):
     """
 
     buffer_names = ("center", "whitening", "means", "classes")
-    uses_labels = True
     center: Tensor | None
     whitening: Tensor | None
     means: Tensor | None
     classes: Tensor | None
     shrinkage: Shrinkage
+    one_class: bool
 
-    def __init__(self, shrinkage: Shrinkage = "ledoit-wolf") -> None:
+    def __init__(self, shrinkage: Shrinkage = "ledoit-wolf", *, one_class: bool = False) -> None:
         super().__init__()
-        self.keep(shrinkage=shrinkage)
+        self.keep(shrinkage=shrinkage, one_class=one_class)
+
+    def _needs_labels(self) -> bool:
+        return not self.one_class
 
     def _fit(self, X: Tensor, y: Tensor | None) -> None:
-        labels = torch.zeros(len(X), dtype=torch.long, device=X.device) if y is None else y.to(X.device)
+        if y is None or self.one_class:
+            labels = torch.zeros(len(X), dtype=torch.long, device=X.device)
+        else:
+            labels = y.to(X.device)
         if labels.ndim != 1:
             raise InvalidInputError(f"y must have one label for each reference; got {tuple(labels.shape)}")
         self.classes, member = torch.unique(labels, return_inverse=True)
@@ -113,11 +119,9 @@ class RelativeMahalanobisScore(GaussianScore):
     tensor([ -0.9900, 100.0000])
     """
 
-    needs_labels = True
-
     def __init__(self, shrinkage: Shrinkage = "ledoit-wolf") -> None:
         super().__init__(shrinkage=shrinkage)
-        self.background = GaussianScore(shrinkage=shrinkage)
+        self.background = GaussianScore(shrinkage=shrinkage, one_class=True)
 
     def _fit(self, X: Tensor, y: Tensor | None) -> None:
         super()._fit(X, y)
@@ -125,7 +129,7 @@ class RelativeMahalanobisScore(GaussianScore):
             raise InvalidInputError(
                 "y has one class only, which is as far as all references; use GaussianScore"
             )
-        self.background = GaussianScore(shrinkage=self.shrinkage)
+        self.background = GaussianScore(shrinkage=self.shrinkage, one_class=True)
         self.background._fit(X, None)
 
     def _score(self, query: Tensor) -> Tensor:

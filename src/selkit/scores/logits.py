@@ -24,7 +24,8 @@ class LogitScore(UncertaintyScore):
     Parameters
     ----------
     temperature
-        Divides the logits; ``"fit"`` finds it in ``fit`` by maximum likelihood, which needs labels.
+        Divides the logits; ``"fit"`` finds it in ``fit`` by maximum likelihood, on ``X`` (or
+        ``loaders["train"]``) and its labels: samples that the model was not trained on.
     task
         ``"multiclass"``: logits ``(N, C)``. ``"binary"``: ``(N,)`` or ``(N, 1)``, the logit of class 1, or
         ``(N, 2)``. ``"multilabel"``: ``(N, C)``, each a label of its own.
@@ -57,6 +58,9 @@ class LogitScore(UncertaintyScore):
     def is_fitted(self) -> bool:
         """Whether it can score: at once, unless its temperature is to be fitted."""
         return self.temperature != "fit" or self.fitted_temperature is not None
+
+    def _needs_labels(self) -> bool:
+        return self.temperature == "fit"
 
     @property
     def T(self) -> float:  # noqa: N802 - the field's letter

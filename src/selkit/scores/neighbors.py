@@ -103,6 +103,7 @@ class KNNScore(UncertaintyScore):
             )
         if self.index == "faiss" and not isinstance(X, Tensor):
             raise NotAvailableError("index='faiss' needs references in memory; use index='exact' for others")
+        self._faiss = None
         self.projection = None if self.pca is None else fitted_projection(self.pca, X)
         self._learn_space(as_rows(X).mapped(self._projected))
         if isinstance(X, Tensor):
@@ -319,7 +320,7 @@ class CosineScore(KNNScore):
         # scaled first, so that the length neither overflows nor vanishes
         scaled = X / X.abs().amax(1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
         length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-        unit: Tensor = scaled / length.clamp(min=torch.finfo(X.dtype).tiny)
+        unit: Tensor = scaled.div_(length.clamp(min=torch.finfo(X.dtype).tiny))
         return unit
 
     def _distance(self, euclidean: Tensor, query: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ class Thresholds(Stateful, ABC):
         groups
             One threshold for each group: the group of each calibration sample, whole numbers, or ``"label"``
             for the labels given to ``fit``. The promise holds within each group, if the group of a new sample
-            is found in the same way: by a property of the input or by the prediction, not by the truth.
+            is found in the same way: by a property of the input or by the prediction, not by the truth. A
+            confidence is that of each group on its own.
         otherwise
             Where nothing can be promised: ``"raise"``, ``"accept_all"`` (for a coverage) or
             ``"accept_nothing"`` (for a risk).
