@@ -1,4 +1,4 @@
-"""Selective prediction, selective inference and Shapley values for neural networks.
+"""Selective prediction and selective inference for neural networks, each with a guarantee.
 
 The names below are imported when they are first used, so that ``import selkit`` costs little.
 
