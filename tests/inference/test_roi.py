@@ -339,6 +339,15 @@ class TestBadInput:
         with pytest.raises(InvalidInputError, match="constant"):
             selkit.load(model, BackMeanDiff(0.5, use_norm=True)).inference(noise(0, 1, 8, 8), 1.0)
 
+    def test_an_output_that_does_not_depend_on_the_input(self) -> None:
+        model = onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["" : 17]>
+            agraph (float[1, 1, 4] x) => (float[1, 1, 4] y)
+            <float[1, 1, 4] c = {1, 2, 3, 4}> { s = Shape(x) y = Expand(c, s) }"""
+        )
+        with pytest.raises(InvalidInputError, match="does not depend on the tested input"):
+            selkit.load(model, BackMeanDiff(1.5)).inference(np.zeros((1, 1, 4)), 1.0)
+
     def test_hypotheses(self) -> None:
         for arguments, match in [
             ({"threshold": np.nan}, "threshold is nan"),

@@ -140,10 +140,6 @@ def test_forms_of_the_variance(autoencoder: onnx.ModelProto, form: str) -> None:
 
     test = selkit.load(autoencoder, BackMeanDiff(**RECONSTRUCTION), var=var)
     check_valid(collect(test, draw, 200))
-    if form == "matrix":  # the level is lost when the correlation is ignored
-        independent = selkit.load(autoencoder, test.hypothesis, var=1.0)
-        with pytest.raises(AssertionError):
-            check_uniform([result.p_value for result in collect(independent, draw, 200)])
 
 
 def test_a_stationary_covariance_is_its_matrix(cam: onnx.ModelProto) -> None:

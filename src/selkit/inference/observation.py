@@ -10,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, NoHypothesisError
 from selkit.graph import Program
 from selkit.inference.covariance import Covariance
 from selkit.inference.events import SignEvent
 from selkit.inference.hypotheses import Contrast, Hypothesis
-from selkit.inference.inputs import Inputs
+from selkit.inference.inputs import Array, Inputs, read_mask
 from selkit.inference.line import Line
+from selkit.inference.postprocess import Builder
+from selkit.inference.score_map import ScoreMap, fit_to_input, require_bounded
 from selkit.inference.truncated import Chi, Normal
 
 
@@ -70,6 +72,57 @@ class Observation:
     stat: float
     scale: float
     distribution: Normal | Chi
+
+
+def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array | None) -> Selection:
+    """Return the region that a model selects.
+
+    Parameters
+    ----------
+    maps
+        The model with its score map.
+    hypothesis
+        Says how a region comes out of it.
+    inputs, mask
+        What was given.
+    """
+    if not maps.margins.inputs:
+        raise InvalidInputError(
+            "the score map does not depend on the tested input; choose another output with o_idx"
+        )
+    image, shape = dict.fromkeys(maps.observed.inputs, inputs.tested[None]), tuple(inputs.tested.shape)
+    values = maps.observed.run(image)
+    output, score = values[maps.output][0], values[maps.score][0]
+    if not bool(torch.isfinite(score).all()):
+        why = "is constant, so use_norm=True cannot scale it" if hypothesis.use_norm else "overflows"
+        raise InvalidInputError(f"the score map {why}: it has values that are not finite on this image")
+    rule = hypothesis.region
+    margin = maps.margins.run(image)[maps.margin][0] if rule is None else score
+    chosen = margin > 0 if rule is None else torch.as_tensor(rule.select(score.cpu().numpy()))
+    roi = fit_to_input(chosen, shape).cpu().numpy()
+    usable = read_mask(mask, roi.shape, shape)
+    roi &= usable
+    if not roi.any():
+        raise NoHypothesisError(
+            "the region is empty: no score that the mask leaves is selected (the largest is "
+            f"{float(score.max()):.4g}, threshold={hypothesis.threshold}); lower the threshold"
+        )
+    if rule is None:
+        margins, name = maps.margins, maps.margin
+        index = np.flatnonzero(usable)
+        positive = roi.reshape(-1)[index]
+    else:
+        builder = Builder(maps.margins)
+        name = rule.condition(builder, maps.margin, chosen.cpu().numpy())
+        margins = require_bounded(builder.program.prune([name]))
+        index = np.arange(int(np.prod(margins.shapes[name])))
+        positive = np.ones(len(index), dtype=bool)
+    event = SignEvent(
+        name,
+        torch.as_tensor(index, device=inputs.tested.device),
+        torch.as_tensor(positive, device=inputs.tested.device),
+    )
+    return Selection(inputs, margins, event, output, score, roi, usable)
 
 
 def observe(

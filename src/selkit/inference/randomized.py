@@ -8,6 +8,7 @@ response"; Panigrahi et al. 2024, "Exact selective inference with randomization"
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,12 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from selkit.errors import InvalidInputError
+from selkit.inference.inputs import Array, read_inputs
 from selkit.inference.result import RoiResult
 from selkit.inference.truncated import Alternative, Normal, logsumexp
+
+if TYPE_CHECKING:
+    from selkit.inference.roi import RoiTest
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(40)
 
@@ -109,31 +114,42 @@ def _log_tails(
     return logsumexp((density + log_ndtr(z)).ravel()), logsumexp((density + log_ndtr(-z)).ravel())
 
 
-def randomized_test(
-    stat: float,
-    selection: RoiResult,
+def randomized_inference(
+    test: RoiTest,
+    x: Array,
     *,
-    scale: float,
-    noise_scale: float,
+    var: Any,
+    mask: Array | None,
+    noise_var: float,
+    seed: int,
     alternative: Alternative,
     null_value: float,
 ) -> RandomizedResult:
-    """Test the contrast of an image whose region was selected with added noise.
+    """Select a region on an image with added noise, and test the image itself.
 
     Parameters
     ----------
-    stat
-        The contrast of the image.
-    selection
-        The test of the noisy image.
-    scale, noise_scale
-        Standard deviations of the contrast of the image and of the added noise.
-    alternative, null_value
-        As for :meth:`selkit.inference.RoiTest.inference`.
+    test
+        Selects the region.
+    x, var, mask, noise_var, seed, alternative, null_value
+        As for :meth:`selkit.inference.RoiTest.inference_randomized`.
     """
-    left, right = _log_tails(stat, selection, scale, noise_scale, null_value)
+    for name, value in (("var", var), ("noise_var", noise_var)):
+        if not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
+            raise InvalidInputError(
+                f"{name} is {value!r}; randomized inference needs a positive number: white noise"
+            )
+    own, added = float(var), float(noise_var)
+    inputs = read_inputs(
+        x, test.graph.inputs, test.hypothesis.i_idx, with_reference=False, device=test.device
+    )
+    image = inputs.tested.cpu().numpy()
+    noise = np.random.default_rng(seed).normal(0.0, np.sqrt(added), image.shape)
+    selected = test.inference(image + noise, own + added, mask, "exhaustive")
+    eta = selected.line.b.cpu().numpy() * selected.scale / (own + added)
+    stat, length = float(np.sum(eta * image)), float(np.sum(eta**2))
+    scale, noise_scale = float(np.sqrt(own * length)), float(np.sqrt(added * length))
+    left, right = _log_tails(stat, selected, scale, noise_scale, null_value)
     below = float(1 / (1 + np.exp(np.clip(right - left, -700, 700))))
     p_value = {"less": below, "greater": 1 - below, "two-sided": min(1.0, 2 * min(below, 1 - below))}
-    return RandomizedResult(
-        stat, p_value[alternative], scale, noise_scale, selection, alternative, null_value
-    )
+    return RandomizedResult(stat, p_value[alternative], scale, noise_scale, selected, alternative, null_value)

@@ -13,24 +13,20 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError, NotAvailableError
+from selkit.errors import InvalidInputError, InvalidTypeError, NotAvailableError
 from selkit.graph import Graph
 from selkit.inference.engine import Engine
-from selkit.inference.events import SignEvent
 from selkit.inference.hypotheses import Hypothesis, ReferenceMeanDiff
-from selkit.inference.inputs import Array, read_inputs, read_mask
+from selkit.inference.inputs import Array, read_inputs
 from selkit.inference.intervals import around
 from selkit.inference.multiple import inference_batch
-from selkit.inference.observation import Selection, observe
-from selkit.inference.postprocess import Builder
-from selkit.inference.randomized import RandomizedResult, randomized_test
+from selkit.inference.observation import Selection, observe, select
+from selkit.inference.randomized import RandomizedResult, randomized_inference
 from selkit.inference.result import RoiResult
 from selkit.inference.score_map import (
     ScoreMap,
     build_score_map,
-    fit_to_input,
     is_piecewise_linear,
-    require_bounded,
 )
 from selkit.inference.search import Goal, InferenceMode, Search
 from selkit.inference.table import RoiTable
@@ -276,28 +272,14 @@ class RoiTest:
         NotAvailableError
             If the score map is smooth in the input: the truncation set must be exact.
         """
-        white = {"var": self.var if var is None else var, "noise_var": noise_var}
-        for name, value in white.items():
-            if not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
-                raise InvalidInputError(
-                    f"{name} is {value!r}; randomized inference needs a positive number: white noise"
-                )
-        alternative = check_alternative(alternative)
-        own, added = float(white["var"]), float(noise_var)
-        image = (
-            read_inputs(x, self.graph.inputs, self.hypothesis.i_idx, with_reference=False, device=self.device)
-            .tested.cpu()
-            .numpy()
-        )
-        noise = np.random.default_rng(seed).normal(0.0, np.sqrt(added), image.shape)
-        selected = self.inference(image + noise, own + added, mask, "exhaustive")
-        eta = selected.line.b.cpu().numpy() * selected.scale / (own + added)
-        return randomized_test(
-            float(np.sum(eta * image)),
-            selected,
-            scale=float(np.sqrt(own * np.sum(eta**2))),
-            noise_scale=float(np.sqrt(added * np.sum(eta**2))),
-            alternative=alternative,
+        return randomized_inference(
+            self,
+            x,
+            var=self.var if var is None else var,
+            mask=mask,
+            noise_var=noise_var,
+            seed=seed,
+            alternative=check_alternative(alternative),
             null_value=null_value,
         )
 
@@ -385,40 +367,8 @@ class RoiTest:
             with_reference=isinstance(self.hypothesis, ReferenceMeanDiff),
             device=self.device,
         )
-        image, shape = {self.tested_name: inputs.tested[None]}, tuple(inputs.tested.shape)
-        maps = self._programs(shape, inputs.others)
-        values = maps.observed.run(image)
-        output, score = values[maps.output][0], values[maps.score][0]
-        if not bool(torch.isfinite(score).all()):
-            why = "is constant, so use_norm=True cannot scale it" if self.hypothesis.use_norm else "overflows"
-            raise InvalidInputError(f"the score map {why}: it has values that are not finite on this image")
-        rule = self.hypothesis.region
-        margin = maps.margins.run(image)[maps.margin][0] if rule is None else score
-        chosen = margin > 0 if rule is None else torch.as_tensor(rule.select(score.cpu().numpy()))
-        roi = fit_to_input(chosen, shape).cpu().numpy()
-        usable = read_mask(mask, roi.shape, shape)
-        roi &= usable
-        if not roi.any():
-            raise NoHypothesisError(
-                "the region is empty: no score that the mask leaves is selected (the largest is "
-                f"{float(score.max()):.4g}, threshold={self.hypothesis.threshold}); lower the threshold"
-            )
-        if rule is None:
-            margins, name = maps.margins, maps.margin
-            index = np.flatnonzero(usable)
-            positive = roi.reshape(-1)[index]
-        else:
-            builder = Builder(maps.margins)
-            name = rule.condition(builder, maps.margin, chosen.cpu().numpy())
-            margins = require_bounded(builder.program.prune([name]))
-            index = np.arange(int(np.prod(margins.shapes[name])))
-            positive = np.ones(len(index), dtype=bool)
-        event = SignEvent(
-            name,
-            torch.as_tensor(index, device=self.device),
-            torch.as_tensor(positive, device=self.device),
-        )
-        return Selection(inputs, margins, event, output, score, roi, usable)
+        maps = self._programs(tuple(inputs.tested.shape), inputs.others)
+        return select(maps, self.hypothesis, inputs, mask)
 
     @property
     def tested_name(self) -> str:
