@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex
 
+from selkit.inference import estimate_variance
+
 SIDE = 32  # of a patch, in pixels
 BLOCK = 64  # of the checkerboard that separates calibration from test
 FOREIGN = ("brick", "grass", "gravel", "cell")
@@ -44,7 +46,8 @@ class Patches:
     foreign
         For each foreign image its patches.
     variance
-        Variance of the camera's noise, in the units of the patches.
+        Variance of the camera's noise, in the units of the patches, from background pixels: from their
+        second differences, in which what varies slowly cancels.
     """
 
     train: TensorDataset
@@ -72,17 +75,6 @@ def read_nuclei() -> tuple[Array, Array]:
         )
     folder = Path(spec.origin).parent / "data" / "images"
     return tifffile.imread(folder / "img2d.tif").astype(np.float64), tifffile.imread(folder / "mask2d.tif")
-
-
-def noise_variance(image: Array, masks: Array) -> float:
-    """The variance of the noise, from background pixels.
-
-    Half the mean square of what a pixel differs from the mean of its left and right neighbours removes the
-    slowly varying background; for independent noise its expectation is 3/2 of the variance.
-    """
-    difference = image[:, 1:-1] - (image[:, :-2] + image[:, 2:]) / 2
-    background = (masks[:, :-2] == 0) & (masks[:, 1:-1] == 0) & (masks[:, 2:] == 0)
-    return float(np.mean(difference[background] ** 2) / 1.5)
 
 
 def cut(image: Array, stride: int) -> Tensor:
@@ -142,7 +134,7 @@ def make_patches(stride: int = 8, foreign: int = 16) -> Patches:
         calibration=TensorDataset(cut_board(x[:, half:], 0, SIDE // 2), cut_board(y[:, half:], 0, SIDE // 2)),
         test=TensorDataset(cut_board(x[:, half:], 1, SIDE), cut_board(y[:, half:], 1, SIDE)),
         foreign=read_foreign(foreign),
-        variance=noise_variance(image, masks) / spread**2,
+        variance=estimate_variance(x, masks == 0, method="differences"),
     )
 
 
