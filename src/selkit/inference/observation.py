@@ -86,7 +86,7 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
     inputs, mask
         What was given.
     """
-    if not maps.margins.inputs:
+    if not maps.margins.steps:
         raise InvalidInputError(
             "the score map does not depend on the tested input; choose another output with o_idx"
         )
