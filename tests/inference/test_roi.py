@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import onnx
@@ -250,6 +251,14 @@ def test_single_precision_and_float_images_give_the_same() -> None:
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
     return export(sharpen(Cam(), 12), (1, 1, 8, 8))
+
+
+def test_a_test_can_be_sent_to_another_process(model: onnx.ModelProto) -> None:
+    x = noise(16, 1, 8, 8)
+    test = selkit.load(model, BackMeanDiff(middle(model, x)), var=1.0)
+    expected = test.inference(x)
+    copy = pickle.loads(pickle.dumps(test))
+    np.testing.assert_array_equal(copy.inference(x).truncated_intervals, expected.truncated_intervals)
 
 
 class TestBadInput:

@@ -81,6 +81,10 @@ class Graph:
         self.initializers: Mapping[str, Tensor] = MappingProxyType(dict(initializers))
         self.opset: Mapping[str, int] = MappingProxyType(dict(opset))
 
+    def __reduce__(self) -> tuple[type[Graph], tuple[object, ...]]:
+        """Pickle by what the graph is made of: read-only mappings cannot be pickled."""
+        return Graph, (self.inputs, self.outputs, self.nodes, dict(self.initializers), dict(self.opset))
+
     @classmethod
     def load(cls, model: Source) -> Graph:
         """Load and check a model.
