@@ -111,7 +111,7 @@ def memory(threads: int) -> list[str]:
         "|---|---|",
         f"| process with references (195 MiB) and queries (39 MiB) | {before:.0f} |",
         f"| more at the peak of fit | {fit:.0f} |",
-        f"| more at the peak of scoring; one block of products is 16 MiB | {score:.0f} |",
+        f"| more at the peak of scoring; one block of products is 32 MiB | {score:.0f} |",
     ]
 
 

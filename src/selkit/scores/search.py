@@ -20,7 +20,8 @@ from selkit.scores.rows import Rows, as_rows, blocks_of
 from selkit.utils.precision import full_precision
 
 GROUP = 64  # neighbouring columns that are reduced to one minimum
-ROWS = 512  # queries in a block
+ROWS = 1024  # queries in a block
+PIECE = 128  # queries merged at a time on a CPU: so few that threads need not meet for it
 COLUMNS = 8192  # references in a block, at least
 ENTRIES = ROWS * COLUMNS
 SPARE = 8  # candidates kept beyond k
@@ -125,7 +126,10 @@ def _search(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
         largest = max(largest, float(norms.max()))
         for rows in _spans(len(query), ROWS):
             products = _products(query[rows] - center, block, norms, buffer)
-            _merge(products, start, best[rows], index[rows])
+            groups = products.view(len(products), -1, GROUP)
+            minima = groups.amin(2)
+            for part in _spans(len(products), PIECE if query.device.type == "cpu" else ROWS):
+                _merge(groups[part], minima[part], start, best[rows][part], index[rows][part])
     return _refine(query, references, best, index, k=k, largest=largest)
 
 
@@ -152,11 +156,9 @@ def _products(shifted: Tensor, block: Tensor, norms: Tensor, buffer: Tensor) -> 
     return out
 
 
-def _merge(products: Tensor, start: int, best: Tensor, index: Tensor) -> None:
-    """Put the smallest products of a block among the best so far, in place."""
+def _merge(groups: Tensor, minima: Tensor, start: int, best: Tensor, index: Tensor) -> None:
+    """Put the smallest products of a block, given in groups, among the best so far, in place."""
     rows, kept = best.shape
-    groups = products.view(rows, -1, GROUP)
-    minima = groups.amin(2)
     hits = (minima < best[:, -1:]).nonzero()
     if len(hits) > rows * kept:  # the first block, or references in an unlucky order
         values, where = _smallest(groups, minima, kept)
