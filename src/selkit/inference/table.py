@@ -164,7 +164,7 @@ class RoiTable(Sequence[RoiRow]):
         Parameters
         ----------
         method
-            See :func:`selkit.inference.adjusted_p_values`.
+            See :func:`selkit.inference.adjust.adjusted_p_values`.
         values
             See :meth:`rejected`.
 
@@ -188,7 +188,7 @@ class RoiTable(Sequence[RoiRow]):
             False discovery rate for "bh" and "by", probability of any false rejection for "bonferroni",
             level of each test for "none". By default ``fdr`` of the table.
         method
-            See :func:`selkit.inference.adjusted_p_values`.
+            See :func:`selkit.inference.adjust.adjusted_p_values`.
         values
             "p_value", or "sup_p" for the upper bounds: with N images a p-value counts from about alpha / N
             on, which may be less than the precision that p-values were computed to; with the bounds the
