@@ -173,22 +173,24 @@ def test_without_scripts_everything_is_there(browser, tmp_path):
 
 
 def test_two_thousand_samples_sort_without_lag(browser, tmp_path):
-    with opened(browser, tmp_path, make_report(2000)) as page:
-        milliseconds = page.evaluate(
-            """async () => {
-              const form = document.getElementById("controls");
-              form.elements.decision.value = "selected";
-              let fastest = Infinity;
-              for (const key of ["-score", "p", "index", "score", "-p"]) {
-                await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-                const start = performance.now();
-                form.elements.sort.value = key;
-                form.dispatchEvent(new Event("change", {bubbles: true}));
-                document.body.getBoundingClientRect();  // lays the page out
-                fastest = Math.min(fastest, performance.now() - start);
-              }
-              return fastest;
-            }"""
-        )
-        assert page.inner_text("#shown") == "1334 of 2000 shown"
-        assert milliseconds < 1000  # about 150, the fastest of five because other work may run beside
+    page = browser.new_page()  # without the guard, which would hear of every one of 2,000 images
+    page.goto(write_report(tmp_path, make_report(2000)).as_uri())
+    milliseconds = page.evaluate(
+        """async () => {
+          const form = document.getElementById("controls");
+          form.elements.decision.value = "selected";
+          let fastest = Infinity;
+          for (const key of ["-score", "p", "index", "score", "-p"]) {
+            await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+            const start = performance.now();
+            form.elements.sort.value = key;
+            form.dispatchEvent(new Event("change", {bubbles: true}));
+            document.body.getBoundingClientRect();  // lays the page out
+            fastest = Math.min(fastest, performance.now() - start);
+          }
+          return fastest;
+        }"""
+    )
+    assert page.inner_text("#shown") == "1334 of 2000 shown"
+    page.close()
+    assert milliseconds < 1000  # about 30; the fastest of five, because other work may run beside
