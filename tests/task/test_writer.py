@@ -44,6 +44,7 @@ def predict(loaders, writer, model=None):
     return task
 
 
+@pytest.mark.filterwarnings("ignore:.*sampler has shuffling enabled.*")
 def test_what_is_read_is_what_was_predicted(tmp_path):
     x = torch.randn(53, 2)
     data = TensorDataset(x)
@@ -62,6 +63,7 @@ def test_what_is_read_is_what_was_predicted(tmp_path):
     assert sum(len(part["score"]) for part in parts) == 53
 
 
+@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices.*")
 def test_a_data_set_without_numbers_is_counted(tmp_path):
     class Stream(IterableDataset):
         def __iter__(self):

@@ -164,12 +164,12 @@ class SelectiveMetric(Metric):
         elif self._guesses and values:
             self._refuse_logits(values[0])
         rows = (None, mask.nonzero()[:, 0], (~mask).nonzero()[:, 0])
-        for place, (scope, index) in enumerate(zip(SCOPES, rows, strict=True)):
-            n = len(mask) if index is None else len(index)
+        counts = [len(mask) if index is None else len(index) for index in rows]
+        self.count.add_(torch.tensor(counts, device=self.count.device))
+        for scope, index, n in zip(SCOPES, rows, counts, strict=True):
             if not n:
                 continue
             mine = values if index is None or n == len(mask) else [_rows(v, index, len(mask)) for v in values]
-            self.count[place] += n
             named = dict(zip(kwargs, mine[len(args) :], strict=True))
             getattr(self, scope).update(*mine[: len(args)], **named)
 
