@@ -21,10 +21,12 @@ def array(folder: Path, name: str) -> torch.Tensor:
 
 
 def seapig(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    import faiss
     from seapig.scores import CosineScore, EuclideanScore, MahalanobisScore
     from seapig.utils.progress import disable
 
     disable()
+    faiss.omp_set_num_threads(job["threads"])
     kind = {"euclidean": EuclideanScore, "cosine": CosineScore, "mahalanobis": MahalanobisScore}[job["kind"]]
     reference, calibration, query = (array(folder, name) for name in ("reference", "calibration", "query"))
     seconds = []

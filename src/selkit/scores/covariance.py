@@ -10,13 +10,9 @@ from torch import Tensor
 from selkit.errors import InvalidInputError
 from selkit.scores.rows import Rows, blocks_of
 from selkit.utils.arrays import check_fraction
+from selkit.utils.precision import exact_device
 
 Shrinkage: TypeAlias = Literal["ledoit-wolf"] | float
-
-
-def exact_device(tensor: Tensor) -> torch.device:
-    """Where float64 work on a tensor can be done: its device, except Apple's, which has no float64."""
-    return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
 
 
 def class_means(X: Tensor | Rows, member: Tensor, classes: int) -> Tensor:

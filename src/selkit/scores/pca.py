@@ -10,10 +10,10 @@ from torch import Tensor
 
 from selkit.errors import InvalidInputError, NotAvailableError, NotFittedError
 from selkit.scores.base import UncertaintyScore
-from selkit.scores.covariance import exact_device
 from selkit.scores.rows import Rows, blocks_of
 from selkit.scores.state import Stateful
 from selkit.utils.arrays import ArrayLike, as_matrix, check_count, check_fraction
+from selkit.utils.precision import exact_device
 
 Mode = Literal["linear", "rff"]
 

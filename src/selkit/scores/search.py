@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selkit.errors import InvalidInputError
 from selkit.scores.rows import Rows, as_rows, blocks_of
-from selkit.utils.precision import full_precision
+from selkit.utils.precision import exact_device, full_precision
 
 GROUP = 64  # neighbouring columns that are reduced to one minimum
 ROWS = 1024  # queries in a block
@@ -106,8 +106,9 @@ def nearest(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
         distances, index, proven = _search(query, references, k)
         if query.dtype is not torch.float64 and not bool(proven.all()):
             again = (~proven).nonzero()[:, 0]
-            exact, index[again], _ = _search(query[again].double(), references, k)
-            distances[again] = exact.to(distances.dtype)
+            wide = query[again].to(exact_device(query)).double()
+            exact, found, _ = _search(wide, references, k)
+            distances[again], index[again] = exact.to(distances), found.to(index.device)
     return distances, index
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
 from selkit.scores.base import UncertaintyScore
-from selkit.scores.covariance import exact_device
 from selkit.utils.arrays import ArrayLike, as_matrix, as_tensor, check_count
+from selkit.utils.precision import exact_device
 
 
 class ViMScore(UncertaintyScore):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextlib.contextmanager
@@ -30,3 +31,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
         yield
+
+
+def exact_device(tensor: Tensor) -> torch.device:
+    """Where float64 work on a tensor can be done: its device, except Apple's, which has no float64."""
+    return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
