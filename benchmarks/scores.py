@@ -85,7 +85,8 @@ def search(threads: int) -> list[str]:
         wall_product, cpu_product, wall, cpu = np.sum(rows, axis=0)
         turns = np.median([row[2] / row[0] for row in rows])
         lines.append(
-            f"| {name} | {wall_product:.1f} | {wall:.1f} | {wall / wall_product:.2f} | {cpu / cpu_product:.2f} "
+            f"| {name} | {wall_product:.1f} | {wall:.1f} "
+            f"| {wall / wall_product:.2f} | {cpu / cpu_product:.2f} "
             f"| {turns:.2f} |"
         )
         print(lines[-1], flush=True)
