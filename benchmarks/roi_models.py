@@ -141,7 +141,7 @@ class Unet(nn.Module):
 
 
 CASES = {
-    **{f"cam{side}": (Case(f"CAM {side}", (1, 1, side, side), "0"), Cam) for side in (8, 16, 32, 64)},
+    **{f"cam{side}": (Case(f"CAM {side}", (1, 1, side, side), 0.8), Cam) for side in (8, 16, 32, 64)},
     **{
         f"ae{side}": (Case(f"autoencoder {side}", (1, 1, side, side), 0.85, True), Autoencoder)
         for side in (16, 64)
