@@ -51,9 +51,12 @@ class Cam(nn.Module):
             nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU()
         )
         self.head = nn.Conv2d(c, 1, 1, bias=False)
+        # Nearest-neighbour upsampling; si4onnx 0.1.13 raises on the Resize that torch exports for it.
+        self.register_buffer("copy", torch.eye(c)[:, :, None, None].expand(c, c, 2, 2).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(nn.functional.interpolate(self.second(self.first(x)), scale_factor=2))
+        up = nn.functional.conv_transpose2d(self.second(self.first(x)), self.copy, stride=2)
+        return self.head(up)
 
 
 class Autoencoder(nn.Module):
