@@ -26,9 +26,11 @@ def check(query: torch.Tensor, reference: torch.Tensor, k: int, rtol: float = 1e
     assert all(len(set(row)) == k for row in index.tolist())
 
 
-@pytest.fixture(params=["one block", "many blocks"])
+@pytest.fixture(params=["one block", "many blocks", "many blocks, as on an accelerator"])
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "many blocks":
+    if request.param.endswith("accelerator"):
+        monkeypatch.setattr(search, "_merge_on_cpu", search._merge)
+    if request.param.startswith("many blocks"):
         monkeypatch.setattr(search, "ROWS", 7)
         monkeypatch.setattr(search, "COLUMNS", 128)
         monkeypatch.setattr(search, "ENTRIES", 7 * 128)

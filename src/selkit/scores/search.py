@@ -2,8 +2,8 @@
 
 The squared distance is ``|r - c|^2 - 2 r.(q - c) + |q - c|^2 + 2 c.(q - c)`` with any fixed centre ``c``; the
 last two terms do not change which references are near. One matrix product gives the others for a block of
-references. The k smallest of a row lie in the k groups with the smallest minima, so all but a few entries
-are looked at once, by a minimum. A product in float32 is rounded: a few more candidates than k are kept,
+references. An entry below a limit lies in a group whose minimum is, so all but a few entries are looked at
+once, by a minimum. A product in float32 is rounded: a few more candidates than k are kept,
 their distances are computed anew as sums of squared differences, and a bound on the rounding proves that
 none of the others is nearer; queries where it cannot are searched again in float64.
 """
@@ -11,19 +11,21 @@ none of the others is nearer; queries where it cannot are searched again in floa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError
-from selkit.scores.rows import Rows, as_rows, blocks_of
+from selkit.scores.rows import Rows, TensorRows, as_rows, blocks_of
 from selkit.utils.precision import exact_device, full_precision
 
 GROUP = 64  # neighbouring columns that are reduced to one minimum
-ROWS = 1024  # queries in a block
-PIECE = 128  # queries merged at a time on a CPU: so few that threads need not meet for it
+ROWS = 2048  # queries in a block
 COLUMNS = 8192  # references in a block, at least
 ENTRIES = ROWS * COLUMNS
+LARGER = 4  # an accelerator's blocks, in both directions: it has more cores to keep busy
 SPARE = 8  # candidates kept beyond k
 
 
@@ -118,19 +120,27 @@ def _search(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
     center = references.center.to(query)
     best = torch.full((len(query), kept), torch.inf, dtype=query.dtype, device=query.device)
     index = torch.zeros((len(query), kept), dtype=torch.long, device=query.device)
-    largest = 0.0
-    columns = max(COLUMNS, ENTRIES // max(len(query), 1) // GROUP * GROUP)
+    on_cpu = query.device.type == "cpu"
+    rows_at_once = ROWS if on_cpu else LARGER * ROWS
+    columns = max(COLUMNS if on_cpu else LARGER * COLUMNS, ENTRIES // len(query) // GROUP * GROUP)
     columns = min(columns, -(-len(references) // GROUP) * GROUP)
-    buffer = query.new_empty(min(ROWS, len(query)) * columns)
-    for start in range(0, len(references), columns):
-        block, norms = references.block(start, min(start + columns, len(references)), query)
-        largest = max(largest, float(norms.max()))
-        for rows in _spans(len(query), ROWS):
-            products = _products(query[rows] - center, block, norms, buffer)
-            groups = products.view(len(products), -1, GROUP)
-            minima = groups.amin(2)
-            for part in _spans(len(products), PIECE if query.device.type == "cpu" else ROWS):
-                _merge(groups[part], minima[part], start, best[rows][part], index[rows][part])
+    buffer = query.new_empty(min(rows_at_once, len(query)) * columns)
+    merge = _merge_on_cpu if on_cpu else _merge
+    spans, blocks = _spans(len(query), rows_at_once), _spans(len(references), columns)
+    # a block of a file is read once, and a tensor's queries are shifted once
+    inside = isinstance(references.rows, TensorRows)
+    order = product(spans, blocks) if inside else ((rows, where) for where, rows in product(blocks, spans))
+    shifted, block, norms, last = query, query, query, (slice(0), slice(0))
+    for rows, where in order:
+        if rows != last[0]:
+            shifted = query[rows] - center
+        if where != last[1]:
+            block, norms = references.block(where.start, where.stop, query)
+        last = (rows, where)
+        products = _products(shifted, block, norms, buffer)
+        groups = products.view(len(products), -1, GROUP)
+        merge(groups, groups.amin(2), where.start, best[rows], index[rows])
+    largest = float(references.norms.max())
     return _refine(query, references, best, index, k=k, largest=largest)
 
 
@@ -159,45 +169,56 @@ def _products(shifted: Tensor, block: Tensor, norms: Tensor, buffer: Tensor) -> 
 
 def _merge(groups: Tensor, minima: Tensor, start: int, best: Tensor, index: Tensor) -> None:
     """Put the smallest products of a block, given in groups, among the best so far, in place."""
-    rows, kept = best.shape
-    hits = (minima < best[:, -1:]).nonzero()
-    if len(hits) > rows * kept:  # the first block, or references in an unlucky order
-        values, where = _smallest(groups, minima, kept)
-    else:
-        values, where = _below(groups, hits, best[:, -1])
-    if not values.numel():
+    rows, number, size = groups.shape
+    kept = best.shape[1]
+    limit = torch.nextafter(best.amax(1), best.new_tensor(-torch.inf))
+    hit = (minima <= limit[:, None]).nonzero()
+    if len(hit) > rows * kept and number > kept:  # the first block, or references in an unlucky order
+        limit = limit.minimum(minima.kthvalue(kept, dim=1).values)  # at least as many products are below it
+        hit = (minima <= limit[:, None]).nonzero()
+    if not len(hit):
         return
-    merged = torch.cat([best, values], 1)
-    chosen, order = merged.topk(kept, dim=1, largest=False)
-    index.copy_(torch.cat([index, where + start], 1).gather(1, order))
-    best.copy_(chosen)
-
-
-def _smallest(groups: Tensor, minima: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The smallest entries of each row: they lie in as many groups, those with the smallest minima."""
-    rows, number, size = groups.shape
-    taken = min(count, number)
-    group = minima.topk(taken, dim=1, largest=False, sorted=False).indices
-    first = torch.arange(rows, device=groups.device)[:, None] * number
-    entries = groups.reshape(-1, size).index_select(0, (first + group).flatten()).view(rows, -1)
-    values, at = entries.topk(min(count, taken * size), dim=1, largest=False, sorted=False)
-    return values, group.gather(1, at // size) * size + at % size
-
-
-def _below(groups: Tensor, hits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """All entries of the hit groups that are below their row's bound, filled up with infinity."""
-    rows, number, size = groups.shape
-    entries = groups.reshape(-1, size).index_select(0, hits[:, 0] * number + hits[:, 1])
-    found, column = (entries < bound[hits[:, 0], None]).nonzero(as_tuple=True)
-    row = hits[found, 0]  # ascending
+    entries = groups.reshape(-1, size)[hit[:, 0] * number + hit[:, 1]]
+    found, column = (entries <= limit[hit[:, 0], None]).nonzero(as_tuple=True)
+    row = hit[found, 0]  # ascending
     counts = torch.bincount(row, minlength=rows)
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    width = int(counts.max()) if len(row) else 0
-    values = entries.new_full((rows, width), torch.inf)
-    where = torch.zeros((rows, width), dtype=torch.long, device=row.device)
+    place = kept + torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    values = best.new_full((rows, kept + int(counts.max())), torch.inf)
+    where = index.new_zeros(values.shape)
+    values[:, :kept], where[:, :kept] = best, index
     values[row, place] = entries[found, column]
-    where[row, place] = hits[found, 1] * size + column
-    return values, where
+    where[row, place] = start + hit[found, 1] * size + column
+    chosen, order = values.topk(kept, dim=1, largest=False, sorted=False)
+    best.copy_(chosen)
+    index.copy_(where.gather(1, order))
+
+
+def _merge_on_cpu(groups: Tensor, minima: Tensor, start: int, best: Tensor, index: Tensor) -> None:
+    """The same by NumPy: it is little work, for which threads would only wait for each other."""
+    rows, number, size = groups.shape
+    least, values, where = minima.numpy(), best.numpy(), index.numpy()
+    kept = values.shape[1]
+    limit = np.nextafter(values.max(1), values.dtype.type(-np.inf))
+    hit = np.flatnonzero(least <= limit[:, None])
+    if len(hit) > rows * kept and number > kept:
+        limit = np.minimum(limit, np.partition(least, kept - 1, axis=1)[:, kept - 1])
+        hit = np.flatnonzero(least <= limit[:, None])
+    if not len(hit):
+        return
+    entries = groups.reshape(-1, size).numpy()[hit]
+    found = np.flatnonzero(entries <= limit[hit // number, None])
+    which = hit[found // size]
+    row = which // number  # ascending
+    counts = np.bincount(row, minlength=rows)
+    place = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
+    more = np.full((rows, counts.max()), np.inf, dtype=values.dtype)
+    places = np.zeros(more.shape, dtype=np.int64)
+    more[row, place] = entries.ravel()[found]
+    places[row, place] = start + which % number * size + found % size
+    more, places = np.concatenate([values, more], 1), np.concatenate([where, places], 1)
+    order = np.argpartition(more, kept - 1, axis=1)[:, :kept]
+    values[...] = np.take_along_axis(more, order, 1)
+    where[...] = np.take_along_axis(places, order, 1)
 
 
 def _refine(
@@ -221,5 +242,5 @@ def _refine(
     # any order of summation stays within the number of terms times the rounding unit
     farthest = exact[:, k - 1].square()
     error = unit * (largest + 2 * length * (largest**0.5 + 2 * middle) + length.square() + farthest)
-    proven = farthest <= best[:, -1] + offset - error
+    proven = farthest <= best.amax(1) + offset - error
     return exact[:, :k], index[:, :k], proven

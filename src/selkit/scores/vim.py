@@ -70,7 +70,8 @@ class ViMScore(UncertaintyScore):
         _, vectors = torch.linalg.eigh(moment / len(X))
         self.weight, self.bias, self.origin = weight, bias, origin.to(X)
         self.outside = vectors[:, : X.shape[1] - size].to(X)  # the smallest eigenvalues come first
-        residual, largest = self._parts(X)[0].mean(), self._parts(X)[1].amax(1).mean()
+        lengths, logits = self._parts(X)
+        residual, largest = lengths.mean(), logits.amax(1).mean()
         if not float(residual) > 0 or not float(largest) > 0:
             raise InvalidInputError(
                 f"ViM cannot match a mean residual of {float(residual):.3g} to a mean largest logit of "
