@@ -98,14 +98,15 @@ def search(threads: int) -> list[str]:
 
 
 MEMORY = """
-import resource, sys, torch
+import torch
 from selkit.scores import EuclideanScore
 torch.set_num_threads({threads})
 reference = torch.zeros(100_000, 512).normal_()
 query = torch.zeros(20_000, 512).normal_()
 EuclideanScore(k=10).fit(X=reference[:2000]).score(query[:10])
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 before = peak()
 score = EuclideanScore(k=10).fit(X=reference)
 fitted = peak()

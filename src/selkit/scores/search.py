@@ -56,12 +56,11 @@ class References:
         InvalidInputError
             If squares of their numbers overflow.
         """
-        center = torch.zeros(0)
-        norms: list[Tensor] = []
+        first = next(blocks_of(rows, COLUMNS))[1]
+        center, norms = first.mean(0), first.new_empty(rows.shape[0])
         for where, block in blocks_of(rows, COLUMNS):
-            center = block.mean(0) if where.start == 0 else center
-            norms.append((block - center).square().sum(1))
-        found = cls(as_rows(rows), center, torch.cat(norms))
+            norms[where] = (block - center).square_().sum(1)
+        found = cls(as_rows(rows), center, norms)
         _check_range(found.norms, "X")
         return found
 
@@ -103,7 +102,6 @@ def nearest(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
             f"{k} neighbours are asked for, but there are {len(references)} references; "
             "lower k (or offset), or fit on more"
         )
-    _check_range((query - references.center.to(query)).square().sum(1), "query")
     with full_precision(query.device):
         distances, index, proven = _search(query, references, k)
         if query.dtype is not torch.float64 and not bool(proven.all()):
@@ -134,14 +132,18 @@ def _search(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
     for rows, where in order:
         if rows != last[0]:
             shifted = query[rows] - center
+            _check_range(torch.linalg.vector_norm(shifted, dim=1).square(), "query")
         if where != last[1]:
             block, norms = references.block(where.start, where.stop, query)
         last = (rows, where)
         products = _products(shifted, block, norms, buffer)
         groups = products.view(len(products), -1, GROUP)
         merge(groups, groups.amin(2), where.start, best[rows], index[rows])
-    largest = float(references.norms.max())
-    return _refine(query, references, best, index, k=k, largest=largest)
+    exact, index = _refine(query, references, best, index)
+    if kept == len(references):  # nothing was left out
+        return exact[:, :k], index[:, :k], torch.ones_like(exact[:, 0], dtype=torch.bool)
+    proven = exact[:, k - 1].square() <= best.amax(1) + _slack(query, references, exact[:, k - 1], spans)
+    return exact[:, :k], index[:, :k], proven
 
 
 def _check_range(squares: Tensor, name: str) -> None:
@@ -221,26 +223,27 @@ def _merge_on_cpu(groups: Tensor, minima: Tensor, start: int, best: Tensor, inde
     where[...] = np.take_along_axis(places, order, 1)
 
 
-def _refine(
-    query: Tensor, references: References, best: Tensor, index: Tensor, *, k: int, largest: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances of the candidates as sums of squared differences, and whether the k nearest are proven."""
+def _refine(query: Tensor, references: References, best: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances of the candidates as sums of squared differences, nearest first."""
     exact = torch.empty_like(best)
     for rows in _spans(len(query), 256):
         near = references.rows.take(index[rows]).to(query)
         exact[rows] = torch.linalg.vector_norm(near.sub_(query[rows, None]), dim=2)
     exact, order = exact.sort(dim=1)
-    index = index.gather(1, order)
-    if best.shape[1] == len(references):  # nothing was left out
-        return exact[:, :k], index[:, :k], torch.ones(len(query), dtype=torch.bool, device=query.device)
+    return exact, index.gather(1, order)
+
+
+def _slack(query: Tensor, references: References, farthest: Tensor, spans: list[slice]) -> Tensor:
+    """What has to be added to a product to stay below the squared distance, whatever was rounded."""
     center = references.center.to(query)
-    shifted = query - center
-    length = torch.linalg.vector_norm(shifted, dim=1)
-    offset = length.square() + 2 * (shifted @ center)
-    middle = float(torch.linalg.vector_norm(center))
+    largest, middle = float(references.norms.max()), float(torch.linalg.vector_norm(center))
     unit = torch.finfo(query.dtype).eps * (query.shape[1] + 8)
-    # any order of summation stays within the number of terms times the rounding unit
-    farthest = exact[:, k - 1].square()
-    error = unit * (largest + 2 * length * (largest**0.5 + 2 * middle) + length.square() + farthest)
-    proven = farthest <= best.amax(1) + offset - error
-    return exact[:, :k], index[:, :k], proven
+    slack = torch.empty_like(farthest)
+    for rows in spans:
+        shifted = query[rows] - center
+        length = torch.linalg.vector_norm(shifted, dim=1)
+        # any order of summation stays within the number of terms times the rounding unit
+        error = largest + 2 * length * (largest**0.5 + 2 * middle) + length.square()
+        offset = length.square() + 2 * (shifted @ center)
+        slack[rows] = offset - unit * (error + farthest[rows].square())
+    return slack
