@@ -1,0 +1,245 @@
+"""What explaining a batch returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selkit.errors import InvalidInputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Attributions of a batch: what each entry of an input adds to the model's output.
+
+    For each sample, the attributions sum to ``output - base_value`` up to :attr:`additivity_error`.
+
+    With one target per sample (``target="top"`` or a number), ``attributions`` has x's shape ``(N, ...)``
+    and the other arrays have shape ``(N,)``. With several (``target=[0, 3]`` or ``"all"``) each gets a first
+    axis for them: ``(T, N, ...)`` and ``(T, N)``; :meth:`for_target` takes one out.
+
+    Attributes
+    ----------
+    attributions
+        In units of the output; the model's floating dtype.
+    base_value
+        Mean output of the references at the target; float64.
+    output
+        The model's output at the target; float64.
+    target
+        Index of the explained output; int64.
+    x
+        What was explained, ``(N, ...)``.
+    references
+        How many references the base value is a mean of.
+    method
+        ``"deepshap"`` or ``"permutation"``.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shapes do not fit each other.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0, 2.0], [0.0, 4.0]])
+    >>> explanation = Explanation(
+    ...     attributions=x * [3.0, -1.0],  # of the linear model 3 a - b, with the reference 0
+    ...     base_value=np.zeros(2), output=x @ [3.0, -1.0], target=np.zeros(2, dtype=np.int64), x=x,
+    ...     references=1,
+    ... )
+    >>> len(explanation), explanation.additivity_error.tolist()
+    (2, [0.0, 0.0])
+    >>> explanation[1].attributions.tolist()
+    [[0.0, -4.0]]
+    """
+
+    attributions: NDArray[Any]
+    base_value: NDArray[np.float64]
+    output: NDArray[np.float64]
+    target: NDArray[np.int64]
+    x: NDArray[Any]
+    references: int
+    method: str = "deepshap"
+
+    def __post_init__(self) -> None:
+        lead = self.attributions.shape[: self.attributions.ndim - self.x.ndim + 1]
+        if self.attributions.shape[len(lead) - 1 :] != self.x.shape or len(lead) not in (1, 2):
+            raise InvalidInputError(
+                f"attributions has shape {self.attributions.shape}; it must be that of x, {self.x.shape}, "
+                "with at most one axis for targets before it"
+            )
+        for name in ("base_value", "output", "target"):
+            shape = np.shape(getattr(self, name))
+            if shape != lead:
+                raise InvalidInputError(
+                    f"{name} has shape {shape}; it must be {lead}, one number for each attribution"
+                )
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.x)
+
+    def __getitem__(self, sample: int | slice) -> Explanation:
+        """Some samples; one sample keeps its axis."""
+        if isinstance(sample, int | np.integer):
+            if not -len(self) <= sample < len(self):
+                raise IndexError(f"sample {sample} of an explanation of {len(self)}")
+            sample = slice(sample, sample + 1 if sample != -1 else None)
+        several = (slice(None),) * self.several
+        parts = {
+            name: getattr(self, name)[(*several, sample)]
+            for name in ("attributions", "base_value", "output", "target")
+        }
+        return replace(self, **parts, x=self.x[sample])
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several targets for each sample, on a first axis."""
+        return self.attributions.ndim > self.x.ndim
+
+    @property
+    def additivity_error(self) -> NDArray[np.float64]:
+        """The sum of a sample's attributions minus ``output - base_value``, summed in float64.
+
+        Of the shape of ``output``, and in its units.
+        """
+        axes = tuple(range(self.output.ndim, self.attributions.ndim))
+        total = self.attributions.sum(axis=axes, dtype=np.float64)
+        return np.asarray(total - (self.output - self.base_value), dtype=np.float64)
+
+    @property
+    def relative_error(self) -> NDArray[np.float64]:
+        """The size of :attr:`additivity_error` relative to the largest of ``output`` and ``base_value``.
+
+        These are what float32 rounds; their difference may be zero.
+        """
+        scale = np.maximum(np.abs(self.output), np.abs(self.base_value))
+        return np.asarray(np.abs(self.additivity_error) / np.maximum(scale, np.finfo(np.float64).tiny))
+
+    def for_target(self, target: int) -> Explanation:
+        """The explanation of one of several targets.
+
+        Parameters
+        ----------
+        target
+            Index of the output, one of ``explanation.target``.
+
+        Raises
+        ------
+        InvalidInputError
+            If that output was not explained for every sample.
+        """
+        target_rows = self.target if self.several else self.target[None]
+        found = np.flatnonzero((target_rows == target).all(axis=1))
+        if not len(found):
+            raise InvalidInputError(
+                f"target {target} was not explained for every sample; there are "
+                f"{np.unique(self.target).tolist()}. Ask for it: Explainer(..., target={target})"
+            )
+        if not self.several:
+            return self
+        row = int(found[0])
+        return replace(
+            self,
+            attributions=self.attributions[row],
+            base_value=self.base_value[row],
+            output=self.output[row],
+            target=self.target[row],
+        )
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row for each sample and target, for a table such as ``pandas.DataFrame(e.summary())``.
+
+        Returns
+        -------
+        list of dict
+            ``sample``, ``target``, ``output``, ``base_value``, ``positive`` and ``negative`` (sums of the
+            attributions of each sign), ``additivity_error``.
+        """
+        parts = np.asarray(self.attributions, dtype=np.float64).reshape(*self.output.shape, -1)
+        positive, negative = np.maximum(parts, 0).sum(axis=-1), np.minimum(parts, 0).sum(axis=-1)
+        error = self.additivity_error
+        return [
+            {
+                "sample": int(index[-1]),
+                "target": int(self.target[index]),
+                "output": float(self.output[index]),
+                "base_value": float(self.base_value[index]),
+                "positive": float(positive[index]),
+                "negative": float(negative[index]),
+                "additivity_error": float(error[index]),
+            }
+            for index in np.ndindex(self.output.shape)
+        ]
+
+    def plot(self, sample: int = 0, *, target: int | None = None, **options: Any) -> Any:
+        """Draw the attributions of one sample: over an image, as bars, or under a signal, by x's shape.
+
+        Parameters
+        ----------
+        sample
+            Which one of the batch.
+        target
+            Which of several targets; not needed where there is one.
+        **options
+            Of :func:`selkit.explain.plots.plot_image`, :func:`~selkit.explain.plots.plot_bars` or
+            :func:`~selkit.explain.plots.plot_signal`; ``kind="image"``, ``"bars"`` or ``"signal"`` chooses
+            where the shape does not say it.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Save it with ``figure.savefig(path)``.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such sample or target, or x's shape fits none of the kinds.
+        MissingExtraError
+            If matplotlib is not installed.
+        """
+        from selkit.explain.plots import plot
+
+        return plot(self, sample, target=target, **options)
+
+    def to_shap(self, feature_names: Sequence[str] | None = None) -> Any:
+        """The same as a ``shap.Explanation``, for shap's own plots; several targets go on the last axis.
+
+        Parameters
+        ----------
+        feature_names
+            One for each feature of tabular inputs.
+
+        Returns
+        -------
+        shap.Explanation
+
+        Raises
+        ------
+        MissingExtraError
+            If shap is not installed.
+        """
+        try:
+            import shap
+        except ImportError as error:
+            raise MissingExtraError("to_shap needs shap: pip install 'selkit[shap]'") from error
+        values, base = self.attributions, self.base_value
+        if self.several:
+            values, base = np.moveaxis(values, 0, -1), np.moveaxis(base, 0, -1)
+        names = None if feature_names is None else list(feature_names)
+        return shap.Explanation(values=values, base_values=base, data=self.x, feature_names=names)
+
+    def __str__(self) -> str:
+        targets = f", {len(self.target)} targets each" if self.several else ""
+        worst = float(np.abs(self.additivity_error).max(initial=0.0))
+        return (
+            f"{self.method} of {len(self)} sample(s) of shape {self.x.shape[1:]}{targets}, "
+            f"{self.references} reference(s), additivity error at most {worst:.2g}"
+        )
