@@ -133,7 +133,6 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
 
 
 def test_shap_takes_it():
-    pytest.importorskip("shap")
     one, several = linear().to_shap(["a", "b", "c", "d"]), linear([2, 0]).to_shap()
     np.testing.assert_array_equal(one.values, linear().attributions)
     assert one.feature_names == ["a", "b", "c", "d"]
