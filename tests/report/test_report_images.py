@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from selkit.report.images import data_address, encode_png, outline, to_bytes
+from selkit.report.images import (
+    BLUE,
+    RED,
+    data_address,
+    encode_png,
+    outline,
+    shrink,
+    shrink_region,
+    signed_png,
+    to_bytes,
+)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (32, 32), (5, 4, 3)])
@@ -26,13 +36,52 @@ def test_png_is_read_back_by_pillow(shape):
 
 def test_data_address_holds_the_png():
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    head, _, body = data_address(pixels).partition(",")
+    head, _, body = data_address(encode_png(pixels)).partition(",")
     assert head == "data:image/png;base64"
     assert base64.b64decode(body) == encode_png(pixels)
 
 
 def test_values_outside_the_range_are_clipped():
     assert to_bytes(np.array([-1.0, 0.0, 0.5, 1.0, 9.0]), 0.0, 1.0).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_nan_is_dark_and_infinity_clipped():
+    assert to_bytes(np.array([np.nan, -np.inf, np.inf]), 0.0, 1.0).tolist() == [0, 0, 255]
+
+
+def test_signed_numbers_are_blue_and_red_and_clear_where_there_is_nothing():
+    values = np.array([[-2.0, 0.0, 1.0, 2.0], [np.nan, np.inf, -1.0, 0.01]])
+    pixels = np.asarray(Image.open(io.BytesIO(signed_png(values))).convert("RGBA"))
+    assert tuple(pixels[0, 0]) == (*BLUE, 255)
+    assert tuple(pixels[0, 3]) == (*RED, 255)
+    assert tuple(pixels[0, 2]) == (*RED, 128)
+    assert tuple(pixels[1, 2]) == (*BLUE, 128)
+    assert pixels[0, 1, 3] == pixels[1, 0, 3] == pixels[1, 1, 3] == pixels[1, 3, 3] == 0
+    assert (
+        np.asarray(Image.open(io.BytesIO(signed_png(np.zeros((2, 2))))).convert("RGBA"))[..., 3] == 0
+    ).all()
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (6, 6), (9, 4, 3), (1, 10)])
+@pytest.mark.parametrize("side", [1, 3, 4, 100])
+def test_shrinking_takes_the_mean_over_blocks(shape, side):
+    image = np.random.default_rng(0).random(shape)
+    step = int(np.ceil(max(shape[:2]) / side))
+    expected = [
+        [image[r : r + step, c : c + step].mean(axis=(0, 1)) for c in range(0, shape[1], step)]
+        for r in range(0, shape[0], step)
+    ]
+    got = shrink(image, side)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert max(got.shape[:2]) <= side or step == 1
+
+
+def test_a_shrunken_region_keeps_at_least_what_is_touched():
+    region = np.zeros((8, 8), dtype=bool)
+    region[0, 0] = True
+    assert shrink_region(region, 2).tolist() == [[True, False], [False, False]]
+    region[4:, 4:] = True
+    assert shrink_region(region, 2).tolist() == [[False, False], [False, True]]
 
 
 def unit_edges(path: str) -> set[tuple[int, int, str]]:

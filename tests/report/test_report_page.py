@@ -8,10 +8,13 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from hostile_texts import INJECTIONS, hostile
+from scipy.stats import false_discovery_control
 
-from selkit.errors import InvalidTypeError
+from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.report import Report, Sample, write_report
-from selkit.report.page import decimal, number, p_text, render
+from selkit.report.page import checksum, render
+from selkit.report.text import change_text, decimal, number, p_text, plain
 
 
 def make_report(**kwargs) -> Report:
@@ -33,6 +36,7 @@ def make_report(**kwargs) -> Report:
     ]
     given = {
         "samples": samples,
+        "guarantees": ["Accepts <nine> of ten."],
         "threshold": 0.55,
         "summary": ["What <was> done."],
         "facts": {"noise": 0.25},
@@ -160,7 +164,7 @@ def test_samples_without_regions_and_tests_need_no_controls_for_them():
     assert 'name="roi"' not in text
     assert 'name="p"' not in text
     assert "sample 0" in text
-    assert "<dd>–</dd>" in text
+    assert re.search(r'data-score=""[^>]*>.*<dd data-cell="score">–</dd>', text, re.DOTALL)
 
 
 def test_files_and_folders(tmp_path):
@@ -174,6 +178,158 @@ def test_files_and_folders(tmp_path):
 def test_only_a_report_is_written(tmp_path):
     with pytest.raises(InvalidTypeError, match=r"report must be a selkit\.report\.Report, got dict"):
         write_report(tmp_path, {"title": "r"})
+
+
+def test_the_guarantee_stands_beside_the_decisions():
+    texts = [text for text in Page(render(make_report())).texts if text]
+    assert texts[texts.index("Under which guarantee") + 1] == "Accepts <nine> of ten."
+    assert "Under which guarantee" not in render(make_report(guarantees=[]))
+
+
+def cells(text: str, name: str) -> list[str]:
+    return re.findall(rf'data-cell="{name}"[^>]*>([^<]*)<', text)
+
+
+@pytest.mark.parametrize("method", ["bh", "by"])
+def test_p_values_are_adjusted_as_scipy_does(method):
+    p_values = [10.0**-i for i in range(6)]
+    expected = false_discovery_control(p_values, method=method)
+    text = render(make_report(adjust=method))
+    assert cells(text, "adjusted") == [p_text(p) for p in expected] + ["–", "–"]
+    texts = [part for part in Page(text).texts if part]
+    assert texts[texts.index("after adjustment") + 1] == str((expected <= 0.05).sum())
+
+
+def test_given_adjusted_p_values_are_kept():
+    samples = [
+        Sample(None, 0.1, True, p_value=0.01, adjusted_p_value=0.3),
+        Sample(None, 0.2, True, p_value=0.02),
+    ]
+    assert cells(render(Report("r", samples)), "adjusted") == ["0.300", "–"]
+
+
+def test_without_adjustment_there_is_no_column():
+    assert "adjusted" not in cells(render(make_report(adjust="none")), "adjusted")
+    assert "after adjustment" not in render(make_report(adjust="none"))
+
+
+def test_what_conditioning_on_acceptance_changed_is_counted():
+    pairs = [(0.04, 0.06), (0.5, 0.4), (0.01, 0.01), (0.2, None)]
+    samples = [
+        Sample(None, 0.1, True, name=f"s{i}", p_value=with_, p_value_without_acceptance=without)
+        for i, (without, with_) in enumerate(pairs)
+    ]
+    text = render(Report("r", samples))
+    rows = Page(text).rows
+    assert ["p ≤ 0.05, acceptance forgotten", "2"] in rows
+    assert ["p ≤ 0.05, conditioned on acceptance", "1"] in rows
+    assert ["on different sides of 0.05", "1"] in rows
+    assert ["change, on average", "0.04"] in rows
+    assert ["change, at most", "0.1"] in rows
+    assert cells(text, "change") == ["+0.020", "-0.100", "0", "–"]
+    assert "What conditioning on acceptance changed" not in render(make_report())
+
+
+def test_losses_give_a_curve_with_an_interval():
+    draw = np.random.default_rng(0)
+    samples = [
+        Sample(None, score=s, selected=s < 0.5, loss=float(draw.random() < s)) for s in draw.random(80)
+    ]
+    report = Report("r", samples)
+    curve = report.curve()
+    order = np.argsort([s.score for s in samples], kind="stable")
+    losses = np.array([samples[i].loss for i in order])
+    for coverage, risk in zip(curve.coverage, curve.risk, strict=True):
+        assert risk == pytest.approx(losses[: int(np.ceil(coverage * 80 - 1e-9))].mean())
+    assert (curve.lower <= curve.risk).all()
+    assert (curve.risk <= curve.upper).all()
+    assert "The interval at 100% is from" in render(report)
+    assert Report("r", [*samples, Sample(None, 0.1, True)]).curve() is None
+    assert Report("r", [*samples, Sample(None, float("nan"), True, loss=0.0)]).curve() is None
+
+
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_no_text_becomes_markup(text):
+    harmless = Page(render(hostile("x")))
+    page = Page(render(hostile(text)))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in harmless.elements]
+    assert [sorted(attrs) for _, attrs in page.elements] == [sorted(attrs) for _, attrs in harmless.elements]
+    assert text in page.texts
+
+
+def test_the_policy_names_the_only_style_and_script():
+    text = render(make_report())
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert checksum(style) in policy
+    assert checksum(script) in policy
+    assert "unsafe" not in policy
+    assert not any("style" in attrs for _, attrs in Page(text).elements)
+
+
+def test_numbers_that_are_not_finite_are_shown():
+    image = np.eye(4)
+    image[0, 1:3] = np.nan, np.inf
+    sample = Sample(image, score=float("inf"), selected=False, attribution=np.full((4, 4), np.nan))
+    text = render(Report("r", [sample], threshold=float("inf"), metrics={"full/a": np.nan, "b": np.inf}))
+    assert 'data-score="Infinity"' in text
+    assert ["a", "–", "–", "–"] in Page(text).rows
+    texts = [part for part in Page(text).texts if part]
+    assert texts[texts.index("image values that are NaN or inf") + 1] == "2 of 16"
+    assert texts[texts.index("attribution values that are NaN or inf") + 1] == "16 of 16"
+
+
+def test_samples_without_images():
+    text = render(Report("r", [Sample(None, 0.5, True, name="row 7", p_value=0.25)]))
+    assert "<img" not in text
+    assert "Open row 7: selected, score 0.5, p = 0.250, no image" in text
+
+
+def test_a_region_or_attribution_alone_can_be_drawn():
+    text = render(Report("r", [Sample(None, 0.5, True, roi=np.eye(4), attribution=np.eye(4))]))
+    assert 'class="blank"' in text
+    assert 'class="attribution"' in text
+    assert "attribution: lowers, raises the output" in text
+
+
+def test_a_large_page_is_refused_and_says_why(tmp_path):
+    images = np.random.default_rng(0).random((40, 128, 128))
+    report = Report("r", [Sample(image, 0.5, True, roi=image > 0.5) for image in images])
+    page = write_report(tmp_path, report, max_megabytes=0.5)
+    assert page.stat().st_size <= 0.5e6
+    text = page.read_text(encoding="utf-8")
+    assert re.search(
+        r"reduced to at most (16|32|64) pixels a side, so that the page stays below 0.5 MB", text
+    )
+    assert "Pictures are reduced" not in render(report)
+    with pytest.raises(InvalidInputError, match=r"40 samples do not fit .* even with pictures of 16 pixels"):
+        write_report(tmp_path, report, max_megabytes=0.05)
+    wordy = [Sample(None, 0.5, True, details={"note": "x" * 10_000}) for _ in range(40)]
+    with pytest.raises(InvalidInputError, match=r"more than max_megabytes=0.3, with 40 samples"):
+        write_report(tmp_path, Report("r", wordy), max_megabytes=0.3)
+    with pytest.raises(InvalidInputError, match="max_megabytes must be above 0"):
+        write_report(tmp_path, report, max_megabytes=0)
+
+
+def test_names_that_are_no_text_are_written_all_the_same(tmp_path):
+    page = write_report(tmp_path, Report("r", [Sample(None, 0.5, True, name="bad \udc80 name \x00")]))
+    assert "bad ? name" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (float("nan"), ""), (float("inf"), "Infinity"), (-float("inf"), "-Infinity"), (0.1, "0.1")],
+)
+def test_numbers_for_scripts(value, text):
+    assert plain(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0.0, "0"), (0.25, "+0.250"), (-0.25, "-0.250"), (1e-5, "+1e-05")]
+)
+def test_changes_in_text(value, text):
+    assert change_text(value) == text
 
 
 @pytest.mark.parametrize(

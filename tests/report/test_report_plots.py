@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import gaussian_kde
 
-from selkit.report import plots
+from selkit.report import Curve, plots
 
 
 def points(svg: str, selector: str) -> np.ndarray:
@@ -22,7 +22,7 @@ def points(svg: str, selector: str) -> np.ndarray:
 
 def test_the_curve_is_drawn_where_its_values_are():
     coverage, risk = np.array([0.25, 0.5, 1.0]), np.array([0.0, 0.2, 0.4])
-    svg = plots.risk_coverage_plot(coverage, risk, "error", 0.5)
+    svg = plots.risk_coverage_plot(Curve(coverage, risk), "error", 0.5)
     drawn = points(svg, "line s0")
     width = plots.WIDTH - plots.LEFT - plots.RIGHT
     height = plots.HEIGHT - plots.TOP - plots.BOTTOM
@@ -34,16 +34,37 @@ def test_the_curve_is_drawn_where_its_values_are():
 def test_a_long_curve_keeps_its_ends():
     n = 100_000
     drawn = points(
-        plots.risk_coverage_plot(np.linspace(0, 1, n), np.linspace(0, 1, n), "risk", None), "line s0"
+        plots.risk_coverage_plot(Curve(np.linspace(0, 1, n), np.linspace(0, 1, n)), "risk", None), "line s0"
     )
     assert len(drawn) == plots.MOST_POINTS
     assert drawn[0, 0] == plots.LEFT
     assert drawn[-1, 0] == plots.WIDTH - plots.RIGHT
 
 
+def test_the_band_is_drawn_where_its_ends_are():
+    coverage = np.array([0.25, 0.5, 1.0])
+    curve = Curve(coverage, np.array([0.1, 0.2, 0.4]), np.array([0.0, 0.1, 0.3]), np.array([0.2, 0.35, 0.5]))
+    svg = plots.risk_coverage_plot(curve, "error", None)
+    drawn = points(svg, "area band s0")
+    height = plots.HEIGHT - plots.TOP - plots.BOTTOM
+    values = (plots.HEIGHT - plots.BOTTOM - drawn[:, 1]) / height * 0.525
+    np.testing.assert_allclose(values, [0.2, 0.35, 0.5, 0.3, 0.1, 0.0], atol=3e-4)
+    assert "from 0.3 to 0.5" in svg
+
+
+def test_changed_p_values_are_drawn_where_they_are():
+    pairs = [(0.1, 0.4), (1.0, 0.0)]
+    drawn = points(plots.change_plot(pairs, 0.05), "dots")
+    width = plots.WIDTH - plots.LEFT - plots.RIGHT
+    height = plots.HEIGHT - plots.TOP - plots.BOTTOM
+    np.testing.assert_allclose((drawn[:, 0] - plots.LEFT) / width, [0.1, 1.0], atol=2e-4)
+    np.testing.assert_allclose((plots.HEIGHT - plots.BOTTOM - drawn[:, 1]) / height, [0.4, 0.0], atol=2e-4)
+    assert "by 0.65 on average and by at most 1" in plots.change_plot(pairs, 0.05)
+
+
 @pytest.mark.parametrize("risk", [0.0, 1.0, -2.0])
 def test_a_constant_or_negative_risk_can_be_drawn(risk):
-    svg = plots.risk_coverage_plot(np.array([0.5, 1.0]), np.array([risk, risk]), "risk", 1.0)
+    svg = plots.risk_coverage_plot(Curve(np.array([0.5, 1.0]), np.array([risk, risk])), "risk", 1.0)
     assert "nan" not in svg.lower().replace("nance", "")
     ET.fromstring(svg)  # noqa: S314 - our own text
 

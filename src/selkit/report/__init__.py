@@ -6,7 +6,9 @@ plain records (:class:`Report`, :class:`Sample`), so that it can be written from
 
 from __future__ import annotations
 
+from selkit.report.curve import risk_coverage_interval
+from selkit.report.from_test import from_test
 from selkit.report.page import write_report
-from selkit.report.records import Report, Sample
+from selkit.report.records import Curve, Report, Sample
 
-__all__ = ["Report", "Sample", "write_report"]
+__all__ = ["Curve", "Report", "Sample", "from_test", "risk_coverage_interval", "write_report"]

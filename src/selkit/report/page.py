@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import hashlib
+from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 import selkit
-from selkit.errors import InvalidTypeError
-from selkit.report.images import data_address, outline, to_bytes
-from selkit.report.plots import SHADES, density_plot, risk_coverage_plot
-from selkit.report.records import Report, Sample
+from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.report.cards import make_cards
+from selkit.report.plots import SHADES, change_plot, density_plot, risk_coverage_plot
+from selkit.report.records import Report
+from selkit.report.tables import (
+    acceptance_effect,
+    adjusted_values,
+    curve_rows,
+    group_rows,
+    metric_rows,
+    p_value_counts,
+)
+from selkit.report.text import change_text, decimal, number, p_text, plain
 
-SUBSETS = ("full", "selected", "rejected")
-COUNTS = ("count", "n", "samples")  # names of a metric that is a number of samples
+if TYPE_CHECKING:
+    import jinja2
 
 
-def write_report(path: str | Path, report: Report) -> Path:
+def write_report(path: str | Path, report: Report, *, max_megabytes: float = 24.0) -> Path:
     """Write a report as one HTML page that needs nothing else.
 
     Parameters
@@ -29,6 +39,8 @@ def write_report(path: str | Path, report: Report) -> Path:
         The file to write, or a folder (existing, or a name without ``.html``) that gets an ``index.html``.
     report
         What to show.
+    max_megabytes
+        The page is at most so large. Pictures are reduced until they fit, and the page says to which size.
 
     Returns
     -------
@@ -39,6 +51,8 @@ def write_report(path: str | Path, report: Report) -> Path:
     ------
     InvalidTypeError
         If ``report`` is not a :class:`Report`.
+    InvalidInputError
+        If the page would be larger than ``max_megabytes``, even with the smallest pictures.
 
     Examples
     --------
@@ -53,199 +67,103 @@ def write_report(path: str | Path, report: Report) -> Path:
     """
     if not isinstance(report, Report):
         raise InvalidTypeError(f"report must be a selkit.report.Report, got {type(report).__name__}.")
+    text = render(report, max_megabytes)
     path = Path(path)
     if path.is_dir() or path.suffix.lower() not in {".html", ".htm"}:
         path = path / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(report), encoding="utf-8")
+    # names of files may hold what is no character
+    path.write_text(text, encoding="utf-8", errors="replace")
     return path
 
 
-def render(report: Report) -> str:
+def render(report: Report, max_megabytes: float = 24.0) -> str:
     """The page as text."""
+    if not max_megabytes > 0:
+        raise InvalidInputError(f"max_megabytes must be above 0, got {max_megabytes}.")
+    limit = int(max_megabytes * 1e6)
+    adjusted = adjusted_values(report)
+    # what is no picture takes about as much as this for each sample; the end is checked
+    cards, side = make_cards(report, adjusted, max(limit - 60_000 - 2_000 * len(report.samples), limit // 4))
+    coverage = sum(s.selected for s in report.samples) / len(report.samples) if report.samples else None
+    curve = report.curve()
+    subsets, single = metric_rows(report)
+    groups = group_rows(report.samples)
+    effect = acceptance_effect(report)
+    series = score_series(report)
+    values = {
+        "report": report,
+        "cards": cards,
+        "side": side,
+        "max_megabytes": max_megabytes,
+        "groups": groups,
+        "numbers": {row.name: number for number, row in enumerate(groups)},
+        "outlined": any(card.picture.roi for card in cards),
+        "truth": any(card.picture.target for card in cards),
+        "attributed": any(card.picture.attribution for card in cards),
+        "has_loss": any(s.loss is not None for s in report.samples),
+        "coverage": coverage,
+        "tested": p_value_counts(report, adjusted),
+        "effect": effect,
+        "effect_plot": "" if effect is None else change_plot(effect.pairs, report.alpha),
+        "metrics": subsets,
+        "single": single,
+        "curve": "" if curve is None else risk_coverage_plot(curve, report.risk_name, coverage),
+        "curve_rows": curve_rows(curve),
+        "densities": density_plot(series, report.threshold),
+        "legend": [(name, number % SHADES) for number, name in enumerate(series)],
+        "version": selkit.__version__,
+    }
+    text = environment().get_template("page.html").render(**values, **texts())
+    size = len(text.encode("utf-8", errors="replace"))
+    if size > limit:
+        raise InvalidInputError(
+            f"the page would have {size / 1e6:.1f} MB, more than max_megabytes={max_megabytes:g}, "
+            f"with {len(cards)} samples; show fewer, shorten their details, or give a larger max_megabytes"
+        )
+    return text
+
+
+def score_series(report: Report) -> dict[str, NDArray[np.float64]]:
+    """Scores to draw by name: those of the report, then those of each kind of sample."""
+    series = {name: np.asarray(values, dtype=np.float64) for name, values in report.scores.items()}
+    for row in group_rows(report.samples):
+        chosen = [s.score for s in report.samples if (s.group or "samples") == row.name]
+        name = f"{row.name} (samples)" if row.name in series else row.name
+        series[name] = np.asarray(chosen, dtype=np.float64)
+    return series
+
+
+def environment() -> jinja2.Environment:
+    """Templates with every value escaped, and the page's ways to write numbers."""
     import jinja2
 
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("selkit.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = number
-    environment.filters["decimal"] = decimal
-    environment.filters["p_value"] = p_text
-    cards = make_cards(report)
-    groups = group_rows(report.samples)
-    series = {name: np.asarray(values) for name, values in report.scores.items()}
-    for row in groups:
-        chosen = [s.score for s in report.samples if (s.group or "samples") == row.name]
-        name = f"{row.name} (samples)" if row.name in series else row.name
-        series[name] = np.asarray(chosen, dtype=np.float64)
-    coverage = sum(s.selected for s in report.samples) / len(report.samples) if report.samples else None
-    curve = report.curve()
-    subsets, single = metric_rows(report)
-    return environment.get_template("page.html").render(
-        report=report,
-        cards=cards,
-        groups=groups,
-        outlined=any(card.roi for card in cards),
-        truth=any(card.target for card in cards),
-        coverage=coverage,
-        tested=p_value_counts(report),
-        metrics=subsets,
-        single=single,
-        curve="" if curve is None else risk_coverage_plot(*curve, report.risk_name, coverage),
-        curve_rows=curve_rows(report),
-        densities=density_plot(series, report.threshold),
-        version=selkit.__version__,
-        legend=[(name, number % SHADES) for number, name in enumerate(series)],
-    )
+    made.filters |= {
+        "number": number,
+        "decimal": decimal,
+        "p_value": p_text,
+        "change": change_text,
+        "plain": plain,
+    }
+    return made
 
 
-def number(value: float | str) -> str:
-    """Four significant digits; counts as they are; NaN as a dash."""
-    if isinstance(value, str):
-        return value
-    if math.isnan(value):
-        return "–"
-    if float(value).is_integer() and abs(value) < 1e6:
-        return f"{int(value)}"
-    return f"{value:.4g}"
+def texts() -> dict[str, str]:
+    """Style and script, and the content security policy that lets these run and nothing else."""
+    folder = files("selkit.report") / "templates"
+    style, script = ((folder / name).read_text(encoding="utf-8").strip() for name in ("style.css", "page.js"))
+    allowed = f"style-src {checksum(style)}; script-src {checksum(script)}; img-src data:"
+    return {"style": style, "script": script, "policy": f"default-src 'none'; {allowed}"}
 
 
-def decimal(value: float) -> str:
-    """Three decimals, so that a column can be compared; counts and very small or large values as they are."""
-    whole = math.isnan(value) or float(value).is_integer()
-    return number(value) if whole or not 0.001 <= abs(value) < 1e4 else f"{value:.3f}"
-
-
-def p_text(value: float | None) -> str:
-    """A p-value in text; one too small for a double precision number says so."""
-    if value is None:
-        return "–"
-    if value < 1e-300:
-        return "< 1e-300"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
-
-
-@dataclass(frozen=True)
-class Card:
-    """A sample as the gallery shows it."""
-
-    sample: Sample
-    name: str
-    source: str
-    width: int
-    height: int
-    roi: str
-    target: str
-    text: str
-
-
-def make_cards(report: Report) -> list[Card]:
-    """One card for each sample, all on one scale of grey."""
-    if not report.samples:
-        return []
-    low, high = report.value_range or shown_range(report.samples)
-    cards = []
-    for position, sample in enumerate(report.samples):
-        image: NDArray[np.float64] = np.asarray(sample.image)
-        name = sample.name or f"sample {position}"
-        decision = "selected" if sample.selected else "rejected"
-        text = f"{name}: {decision}, score {number(sample.score)}"
-        if sample.p_value is not None:
-            text += f", p = {p_text(sample.p_value)}"
-        if sample.roi is not None:
-            text += f", region of {np.count_nonzero(sample.roi)} pixels"
-        cards.append(
-            Card(
-                sample=sample,
-                name=name,
-                source=data_address(to_bytes(image, low, high)),
-                width=image.shape[1],
-                height=image.shape[0],
-                roi="" if sample.roi is None else outline(np.asarray(sample.roi)),
-                target="" if sample.target is None else outline(np.asarray(sample.target)),
-                text=text,
-            )
-        )
-    return cards
-
-
-def shown_range(samples: Sequence[Sample]) -> tuple[float, float]:
-    """The 0.5 and 99.5 percentiles over all images; never empty."""
-    values = np.concatenate([np.asarray(s.image).ravel() for s in samples])
-    low, high = (float(v) for v in np.percentile(values, [0.5, 99.5]))
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
-
-
-@dataclass(frozen=True)
-class GroupRow:
-    """What was decided about one kind of input."""
-
-    name: str
-    total: int
-    selected: int
-
-    @property
-    def coverage(self) -> float:
-        """The share that was selected."""
-        return self.selected / self.total
-
-
-def group_rows(samples: Sequence[Sample]) -> list[GroupRow]:
-    """One row for each kind of input, in order of appearance."""
-    groups: dict[str, list[bool]] = {}
-    for sample in samples:
-        groups.setdefault(sample.group or "samples", []).append(bool(sample.selected))
-    return [GroupRow(name, len(chosen), sum(chosen)) for name, chosen in groups.items()]
-
-
-@dataclass(frozen=True)
-class PValues:
-    """How many regions were tested, and how many p-values are at most alpha."""
-
-    tested: int
-    small: int
-    naive_small: int | None
-
-
-def p_value_counts(report: Report) -> PValues | None:
-    """Counts over the samples that have a p-value; None if there are none."""
-    tested = [s for s in report.samples if s.p_value is not None]
-    if not tested:
-        return None
-    naive = [s.naive_p_value for s in tested if s.naive_p_value is not None]
-    return PValues(
-        tested=len(tested),
-        small=sum(s.p_value <= report.alpha for s in tested if s.p_value is not None),
-        naive_small=sum(p <= report.alpha for p in naive) if naive else None,
-    )
-
-
-def metric_rows(report: Report) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Metrics by name and subset, and those that belong to no subset."""
-    rows: dict[str, dict[str, float]] = {}
-    single: dict[str, float] = {}
-    for key, value in report.metrics.items():
-        subset, _, name = key.partition("/")
-        if subset in SUBSETS and name:
-            rows.setdefault(name, {})[subset] = float(value)
-        else:
-            single[key] = float(value)
-    if rows and report.samples and not any(name in COUNTS for name in rows):
-        chosen = sum(bool(s.selected) for s in report.samples)
-        total = len(report.samples)
-        rows["samples"] = {"full": total, "selected": chosen, "rejected": total - chosen}
-    return rows, single
-
-
-def curve_rows(report: Report) -> list[tuple[float, float]]:
-    """The risk at a few coverages, for readers who cannot see the plot."""
-    curve = report.curve()
-    if curve is None:
-        return []
-    coverage, risk = curve
-    at = [c for c in np.arange(1, 11) / 10 if c >= coverage[0] - 1e-12]
-    return [(float(c), float(np.interp(c, coverage, risk))) for c in at]
+def checksum(text: str) -> str:
+    """A text as a content security policy names it."""
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

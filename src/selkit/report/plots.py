@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from selkit.report.records import Curve
 
 Floats = NDArray[np.float64]
 
@@ -57,23 +59,30 @@ def widen(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def risk_coverage_plot(coverage: Floats, risk: Floats, name: str, chosen: float | None) -> str:
+def risk_coverage_plot(curve: Curve, name: str, chosen: float | None) -> str:
     """Risk against coverage, with a mark at the coverage of the threshold that was used.
 
     Parameters
     ----------
-    coverage, risk
-        The curve, ``(n,)`` each.
+    curve
+        With an interval, which is drawn as a band, or without.
     name
         What the risk is.
     chosen
         Coverage to mark, or None.
     """
-    top = max(float(risk.max()), 0.0)
+    coverage, risk = curve.coverage, curve.risk
+    ends = [part for part in (risk, curve.lower, curve.upper) if part is not None]
+    top = max(0.0, *(float(part.max()) for part in ends))
+    bottom = min(0.0, *(float(part.min()) for part in ends))
     x = Scale(0, 1, LEFT, WIDTH - RIGHT)
-    y = Scale(*widen(min(float(risk.min()), 0.0), top * 1.05), HEIGHT - BOTTOM, TOP)
+    y = Scale(*widen(bottom, top * 1.05), HEIGHT - BOTTOM, TOP)
     keep = np.unique(np.linspace(0, len(coverage) - 1, MOST_POINTS).round().astype(int))
     parts = [_frame(x, y, "coverage (share of inputs that are accepted)", name)]
+    if curve.lower is not None and curve.upper is not None:
+        there, back = x(coverage[keep]), x(coverage[keep][::-1])
+        band = _path(there, y(curve.upper[keep])) + _path(back, y(curve.lower[keep][::-1])).replace("M", "L")
+        parts.append(f'<path class="area band s0" d="{band}Z"/>')
     parts.append(f'<path class="line s0" d="{_path(x(coverage[keep]), y(risk[keep]))}"/>')
     label = (
         f"{name} against coverage: {risk[0]:.3g} at {coverage[0]:.0%}, {risk[-1]:.3g} at {coverage[-1]:.0%}."
@@ -83,7 +92,41 @@ def risk_coverage_plot(coverage: Floats, risk: Floats, name: str, chosen: float 
         parts.append(_vertical(x, chosen, "threshold"))
         parts.append(f'<circle class="mark" cx="{float(x(chosen)):.1f}" cy="{float(y(at)):.1f}" r="5"/>')
         label += f" At the threshold, coverage is {chosen:.0%} and {name} is {at:.3g}."
+    if curve.lower is not None and curve.upper is not None:
+        label += (
+            f" The interval at {coverage[-1]:.0%} is from {curve.lower[-1]:.3g} to {curve.upper[-1]:.3g}."
+        )
     return _svg(parts, label)
+
+
+def change_plot(pairs: Sequence[tuple[float, float]], alpha: float) -> str:
+    """Each p-value conditioned on acceptance against the same without.
+
+    Parameters
+    ----------
+    pairs
+        p-values without and with conditioning on acceptance.
+    alpha
+        Drawn as a line on both axes.
+    """
+    values = np.asarray(pairs, dtype=np.float64)
+    x = Scale(0, 1, LEFT, WIDTH - RIGHT)
+    y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
+    parts = [_frame(x, y, "p-value without acceptance", "conditioned on acceptance")]
+    parts.append(f'<path class="diagonal" d="{_path(x([0.0, 1.0]), y([0.0, 1.0]))}"/>')
+    low, high = float(y(alpha)), float(x(alpha))
+    parts.append(
+        f'<path class="threshold" d="M{LEFT} {low:.1f}H{WIDTH - RIGHT}M{high:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
+    )
+    # one path for all points: a page with thousands of circles is slow
+    dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x(values[:, 0]), y(values[:, 1]), strict=True))
+    parts.append(f'<path class="dots" d="{dots}"/>')
+    change = np.abs(values[:, 1] - values[:, 0])
+    return _svg(
+        parts,
+        f"{len(values)} p-values with and without conditioning on acceptance: "
+        f"they differ by {change.mean():.3g} on average and by at most {change.max():.3g}.",
+    )
 
 
 def density_plot(series: Mapping[str, Floats], threshold: float | None) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.report.check import as_attribution, as_curve, as_image, as_region
+
+if TYPE_CHECKING:
+    from selkit.inference.adjust import Method
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Sample:
     Parameters
     ----------
     image
-        ``(h, w)``, ``(1, h, w)``, ``(3, h, w)`` or ``(h, w, 3)``; numbers of any dtype, finite.
+        ``(h, w)``, ``(1, h, w)``, ``(3, h, w)`` or ``(h, w, 3)``; numbers of any dtype. NaN is drawn as the
+        darkest value, and the page says how many there are. None where there is nothing to draw.
     score
         The uncertainty score; NaN if there is none.
     selected
@@ -33,17 +38,30 @@ class Sample:
         The region that the model points at, ``(h, w)``, nonzero inside. Drawn as an outline.
     target
         The true region, ``(h, w)``, nonzero inside. Drawn as a second outline.
-    p_value, naive_p_value
-        Of the region's test, with and without the selection taken into account; None if it was not tested.
+    attribution
+        How much each pixel contributed to the model's output, ``(h, w)``, or ``(c, h, w)``, which is summed
+        over channels; such as one row of ``selkit.explain``'s attributions. Drawn in blue and red.
+    loss
+        Of the model on this input.
+    p_value
+        Of the region's test, conditioned on all that led to it; None if it was not tested.
+    adjusted_p_value
+        Adjusted for the number of tests. Where no sample has one, the page computes them, see ``adjust`` of
+        :class:`Report`.
+    p_value_without_acceptance
+        Conditioned on the region, but not on the input's acceptance: not valid where acceptance depends on
+        the same noise. The page shows what conditioning on it changed.
+    naive_p_value
+        Without any selection taken into account.
     details
         Anything else, as label and text; shown when the sample is opened.
 
     Raises
     ------
     InvalidInputError
-        If a shape does not fit the image, the image is not finite, or a p-value is not in [0, 1].
+        If a shape does not fit the image, or a p-value is not in [0, 1].
     InvalidTypeError
-        If the image does not hold numbers.
+        If an array does not hold numbers.
 
     Examples
     --------
@@ -52,28 +70,54 @@ class Sample:
     np.int64(8)
     """
 
-    image: ArrayLike
+    image: ArrayLike | None
     score: float
     selected: bool
     name: str = ""
     group: str = ""
     roi: ArrayLike | None = None
     target: ArrayLike | None = None
+    attribution: ArrayLike | None = None
+    loss: float | None = None
     p_value: float | None = None
+    adjusted_p_value: float | None = None
+    p_value_without_acceptance: float | None = None
     naive_p_value: float | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        image = _as_image(self.image)
-        object.__setattr__(self, "image", image)
-        for name in ("roi", "target"):
-            object.__setattr__(self, name, _as_region(getattr(self, name), name, image.shape[:2]))
-        for name in ("p_value", "naive_p_value"):
+        image = None if self.image is None else as_image(self.image)
+        shape = None if image is None else image.shape[:2]
+        arrays: dict[str, NDArray[Any] | None] = {"image": image}
+        for name, convert in (("attribution", as_attribution), ("roi", as_region), ("target", as_region)):
+            value = getattr(self, name)
+            arrays[name] = None if value is None else convert(value, name, shape)
+            if shape is None and arrays[name] is not None:
+                shape = arrays[name].shape  # type: ignore[union-attr]
+        for name, array in arrays.items():
+            object.__setattr__(self, name, array)
+        for name in ("p_value", "adjusted_p_value", "p_value_without_acceptance", "naive_p_value"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise InvalidInputError(
                     f"{name} must be in [0, 1], or None for a sample that was not tested; got {value}."
                 )
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of what can be drawn; None if there is nothing."""
+        for array in (self.image, self.attribution, self.roi, self.target):
+            if array is not None:
+                height, width = np.shape(array)[:2]
+                return height, width
+        return None
+
+    @property
+    def change(self) -> float | None:
+        """What conditioning on acceptance added to the p-value; None if it was not done."""
+        if self.p_value is None or self.p_value_without_acceptance is None:
+            return None
+        return self.p_value - self.p_value_without_acceptance
 
 
 class HasCurve(Protocol):
@@ -89,6 +133,24 @@ class HasCurve(Protocol):
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Risk against coverage, each field ``(n,)``.
+
+    Attributes
+    ----------
+    coverage, risk
+        The curve.
+    lower, upper
+        Ends of an interval for the risk at each coverage; None if there is none.
+    """
+
+    coverage: NDArray[np.float64]
+    risk: NDArray[np.float64]
+    lower: NDArray[np.float64] | None = None
+    upper: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that one page shows; what is left out is not drawn.
 
@@ -101,21 +163,27 @@ class Report:
     threshold
         Samples with a score up to it are selected; drawn in the plot of score densities.
     summary
-        Paragraphs of plain text: what was done, and under which guarantee.
+        Paragraphs of plain text: what was done.
+    guarantees
+        Paragraphs of plain text: what is promised about the decisions, and what that assumes.
     facts
         Label and value of further single numbers (the noise variance, the time).
     metrics
         As ``Trainer.test`` returns them: names such as ``"full/Dice"``, ``"selected/Dice"``,
         ``"rejected/Dice"``; names without one of these prefixes are listed by themselves.
     risk_coverage
-        Coverages in increasing order and the risk at each: two arrays of one length, or a
-        :class:`selkit.RiskCoverage`.
+        Coverages in increasing order and the risk at each, and, if there is one, the lower and upper end of
+        an interval at each: two or four arrays of one length, see :func:`risk_coverage_interval`. Or a
+        :class:`selkit.RiskCoverage`. By default the curve of the samples' losses, if all have one.
     risk_name
         What the risk is, for the plot's axis.
     scores
         Further sets of scores to draw beside those of the samples, by name (say, of the calibration set).
     alpha
         Level that a p-value is compared with.
+    adjust
+        How p-values are adjusted for the number of tests, where samples do not bring adjusted ones: see
+        :func:`selkit.inference.adjusted_p_values`.
     value_range
         Image values shown as black and white; by default the 0.5 and 99.5 percentiles over all images.
 
@@ -124,18 +192,22 @@ class Report:
     InvalidInputError
         If the curve's arrays do not have one length or hold NaN, alpha is not in (0, 1), or the value range
         is empty.
+    InvalidTypeError
+        If ``summary`` or ``guarantees`` is one text instead of a list.
     """
 
     title: str
     samples: Sequence[Sample] = ()
     threshold: float | None = None
     summary: Sequence[str] = ()
+    guarantees: Sequence[str] = ()
     facts: Mapping[str, str | float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    risk_coverage: tuple[ArrayLike, ArrayLike] | HasCurve | None = None
+    risk_coverage: tuple[ArrayLike, ...] | HasCurve | None = None
     risk_name: str = "risk"
     scores: Mapping[str, ArrayLike] = field(default_factory=dict)
     alpha: float = 0.05
+    adjust: Method = "bh"
     value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -143,69 +215,33 @@ class Report:
             raise InvalidInputError(f"alpha must be in (0, 1), got {self.alpha}.")
         if self.threshold is not None and math.isnan(self.threshold):
             raise InvalidInputError("threshold is NaN; pass None if there is no threshold.")
-        if isinstance(self.summary, str):
-            raise InvalidTypeError("summary must be a sequence of paragraphs, got one str; put it in a list.")
+        for name in ("summary", "guarantees"):
+            if isinstance(getattr(self, name), str):
+                raise InvalidTypeError(
+                    f"{name} must be a sequence of paragraphs, got one str; put it in a list."
+                )
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise InvalidInputError(
                 f"value_range must be (low, high) with low < high, got {self.value_range}."
+            )
+        if self.adjust not in ("bh", "by", "bonferroni", "none"):
+            raise InvalidInputError(
+                f"adjust must be 'bh', 'by', 'bonferroni' or 'none', got {self.adjust!r}."
             )
         self.curve()  # refuses what cannot be drawn
         scores = {name: np.asarray(values, dtype=np.float64).ravel() for name, values in self.scores.items()}
         object.__setattr__(self, "scores", scores)
 
-    def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Coverages and risks, ``(n,)`` each, or None."""
-        given = self.risk_coverage
-        if given is None:
+    def curve(self) -> Curve | None:
+        """The given curve, or that of the samples' losses; None if there is neither."""
+        given: Any = self.risk_coverage
+        if given is not None:
+            parts = given if isinstance(given, tuple | list) else (given.coverage, given.risk)
+            return Curve(*as_curve(parts))
+        pairs = [(s.score, s.loss) for s in self.samples if s.loss is not None]
+        if not pairs or len(pairs) < len(self.samples) or not np.isfinite(pairs).all():
             return None
-        return _as_curve(given if isinstance(given, tuple | list) else (given.coverage, given.risk))
+        from selkit.report.curve import risk_coverage_interval
 
-
-def _as_numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    array = np.asarray(values)
-    if array.dtype.kind not in "biuf":
-        raise InvalidTypeError(f"{name} must hold numbers, got dtype {array.dtype}.")
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise InvalidInputError(
-            f"{name} must be finite, got {np.count_nonzero(~np.isfinite(array))} NaN or inf."
-        )
-    return array
-
-
-def _as_image(values: ArrayLike) -> NDArray[np.float64]:
-    """``(h, w)`` or ``(h, w, 3)``."""
-    array = _as_numbers(values, "image")
-    if array.ndim == 3 and array.shape[0] == 1:
-        array = array[0]
-    elif array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        array = np.moveaxis(array, 0, 2)
-    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise InvalidInputError(
-            f"image must have shape (h, w), (1, h, w), (3, h, w) or (h, w, 3), got {np.shape(values)}."
-        )
-    return array
-
-
-def _as_region(values: ArrayLike | None, name: str, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    if values is None:
-        return None
-    array = _as_numbers(values, name)
-    while array.ndim > 2 and array.shape[0] == 1:
-        array = array[0]
-    if array.shape != shape:
-        raise InvalidInputError(
-            f"{name} must have the image's height and width {shape}, got {np.shape(values)}."
-        )
-    return np.not_equal(array, 0)
-
-
-def _as_curve(curve: tuple[ArrayLike, ArrayLike]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    coverage, risk = _as_numbers(curve[0], "risk_coverage[0]"), _as_numbers(curve[1], "risk_coverage[1]")
-    if coverage.ndim != 1 or coverage.shape != risk.shape or len(coverage) == 0:
-        raise InvalidInputError(
-            f"risk_coverage must be two arrays of one length, got shapes {coverage.shape} and {risk.shape}."
-        )
-    if (np.diff(coverage) < 0).any() or coverage[0] < 0 or coverage[-1] > 1:
-        raise InvalidInputError("risk_coverage[0] must increase from 0 to 1: the coverage of each point.")
-    return coverage, risk
+        score, loss = np.asarray(pairs, dtype=np.float64).T
+        return Curve(*risk_coverage_interval(score, loss))

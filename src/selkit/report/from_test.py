@@ -1,0 +1,202 @@
+"""A report of what ``Trainer.test`` found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
+from selkit.report.records import Report, Sample
+from selkit.report.text import number
+
+if TYPE_CHECKING:
+    from selkit.task import SelectiveInferenceTask
+
+REGIONS = (
+    "Under the null hypothesis, each p-value is uniform given that the network selected this region; "
+    "the noise is taken to be Gaussian with a known covariance."
+)
+ACCEPTED = (
+    "It is also conditioned on the acceptance of the input, "
+    "so it is valid although only accepted inputs are tested."
+)
+NOT_ACCEPTED = (
+    "It is not conditioned on the acceptance of the input: "
+    "where acceptance depends on the same noise, it need not be valid."
+)
+
+
+def from_test(
+    task: SelectiveInferenceTask,
+    images: Any = None,
+    *,
+    title: str = "Test with abstention",
+    loader: int = 0,
+    names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    targets: Sequence[Any] | None = None,
+    attributions: Sequence[Any] | None = None,
+    guarantees: Sequence[str] | None = None,
+    **others: Any,
+) -> Report:
+    """Everything that the last ``trainer.test(task, ...)`` found, as a report.
+
+    Parameters
+    ----------
+    task
+        Made with ``acc_test_outputs=True``, and tested.
+    images
+        What to show of each sample, in the order of the data: an array, a list, or a data set of images,
+        tuples or dictionaries, of which the input is taken as the task does. None shows no images.
+    title
+        Of the page.
+    loader
+        Which of several test loaders.
+    names, groups, targets, attributions
+        For each sample: see :class:`Sample`. An entry of ``targets`` or ``attributions`` may be None.
+    guarantees
+        What is promised about the decisions; by default what the region tests promise.
+    **others
+        Further fields of :class:`Report`; ``facts`` and ``metrics`` add to what the test reported.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    NotFittedError
+        If the task was not tested, or kept no outputs.
+    InvalidTypeError
+        If ``task`` is no :class:`selkit.SelectiveInferenceTask`.
+    InvalidInputError
+        If something is not given once for each sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lightning.pytorch import LightningModule, Trainer
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> from torchmetrics.classification import MulticlassAccuracy
+    >>> import selkit
+    >>> from selkit.scores import EuclideanScore
+    >>> class Model(LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.test_metrics = MulticlassAccuracy(num_classes=2)
+    ...     def embed(self, x):
+    ...         return x.flatten(1)
+    ...     def forward(self, x):
+    ...         return (x.mean((1, 2, 3)) > 0).long()
+    >>> score = EuclideanScore().fit(X=torch.randn(50, 16), Y=torch.randn(50, 16)).set_threshold(q=0.9)
+    >>> task = selkit.SelectiveInferenceTask(Model(), score, acc_test_outputs=True)
+    >>> data = TensorDataset(torch.randn(8, 1, 4, 4), torch.randint(2, (8,)))
+    >>> trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=False)
+    >>> _ = trainer.test(task, DataLoader(data, batch_size=4), verbose=False)
+    >>> len(from_test(task, images=data).samples)
+    8
+    """
+    columns = _columns(task, loader)
+    count = len(columns["selected"])
+    given = {
+        "images": images,
+        "names": names,
+        "groups": groups,
+        "targets": targets,
+        "attributions": attributions,
+    }
+    for name, values in given.items():
+        if values is not None and len(values) != count:
+            raise InvalidInputError(
+                f"{name} must have one entry for each of the {count} samples, got {len(values)}."
+            )
+    samples = [_sample(task, columns, i, given) for i in range(count)]
+    fields: dict[str, Any] = {"alpha": task.alpha, **others}
+    fields["metrics"] = {**_numbers(task.results), **fields.get("metrics", {})}
+    threshold = getattr(task.score, "threshold", None)
+    if "threshold" not in fields and threshold is not None and threshold.numel() == 1:
+        fields["threshold"] = float(threshold)
+    known = getattr(task.score, "calibration_scores", None)
+    if "scores" not in fields and known is not None:
+        fields["scores"] = {"calibration": known.cpu().numpy()}
+    if "risk_name" not in fields and "loss" in columns:
+        fields["risk_name"] = "mean loss"
+    promised = _promises(samples) if guarantees is None else guarantees
+    return Report(title, samples, guarantees=promised, **fields)
+
+
+def _columns(task: Any, loader: int) -> dict[str, Any]:
+    """The outputs of one loader, checked."""
+    from selkit.task import SelectiveInferenceTask
+
+    if not isinstance(task, SelectiveInferenceTask):
+        raise InvalidTypeError(f"task must be a selkit.SelectiveInferenceTask, got {type(task).__name__}.")
+    if not task.test_outputs:
+        raise NotFittedError(
+            "task has no outputs: make it with acc_test_outputs=True, "
+            "and call trainer.test(task, loader) first."
+        )
+    if not 0 <= loader < len(task.test_outputs):
+        raise InvalidInputError(f"loader must be from 0 to {len(task.test_outputs) - 1}, got {loader}.")
+    return task.test_outputs[loader] or {"selected": []}
+
+
+def _sample(
+    task: SelectiveInferenceTask, columns: Mapping[str, Any], i: int, given: Mapping[str, Any]
+) -> Sample:
+    """The record of sample ``i``."""
+    from selkit.embeddings.batches import input_of
+
+    image = None if given["images"] is None else input_of(given["images"][i], task.input_key)
+    details = {}
+    for name, label in (("predictions", "prediction"), ("target", "target")):
+        value = columns.get(name)
+        if value is not None and math.prod(np.shape(value[i])) == 1:
+            details[label] = number(float(value[i]))
+    result = columns["roi_result"][i] if "roi_result" in columns else None
+    if "roi_reason" in columns and columns["roi_reason"][i] is not None:
+        details["region not tested"] = str(columns["roi_reason"][i])
+    tested: dict[str, Any] = {}
+    if result is not None:
+        tested = {
+            "p_value": float(result.p_value),
+            "naive_p_value": float(result.naive_p_value()),
+            "p_value_without_acceptance": getattr(result, "p_value_without_acceptance", None),
+        }
+        details["statistic"] = number(float(result.stat))
+        shape = None if image is None else np.shape(image)[-2:]
+        if result.roi.ndim == 2 and shape in (None, result.roi.shape):
+            tested["roi"] = result.roi
+        else:
+            details["region"] = f"not drawn: its shape is {result.roi.shape}"
+    loss = float(columns["loss"][i]) if "loss" in columns else None
+    return Sample(
+        image,
+        score=float(columns["score"][i]),
+        selected=bool(columns["selected"][i]),
+        name="" if given["names"] is None else str(given["names"][i]),
+        group="" if given["groups"] is None else str(given["groups"][i]),
+        target=None if given["targets"] is None else given["targets"][i],
+        attribution=None if given["attributions"] is None else given["attributions"][i],
+        loss=loss,
+        details=details,
+        **tested,
+    )
+
+
+def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
+    """What of a test's results is one number."""
+    found = {name: value for name, value in results.items() if math.prod(np.shape(value)) == 1}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _promises(samples: Sequence[Sample]) -> list[str]:
+    """What the tests of the regions promise."""
+    tested = [s for s in samples if s.p_value is not None]
+    if not tested:
+        return []
+    conditioned = all(s.p_value_without_acceptance is not None for s in tested)
+    return [f"{REGIONS} {ACCEPTED if conditioned else NOT_ACCEPTED}"]
