@@ -66,6 +66,6 @@ def test_p_values_are_small_for_clearly_visible_nuclei(demo):
 
 def test_the_page_shows_every_query(demo):
     found, page = demo
-    assert page.count('<noscript data-decision=') == len(found.kinds) == 128
+    assert page.count("<noscript data-decision=") == len(found.kinds) == 128
     tested = sum(result is not None for result in found.outputs["roi_result"])
     assert f"of {tested} tested" in page
