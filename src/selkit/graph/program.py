@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -180,6 +181,11 @@ class Program:
             for name, value in self.constants.items()
         }
         return dataclasses.replace(self, constants=constants, dtype=dtype, device=device)
+
+    @cached_property
+    def single(self) -> Program:
+        """The program in single precision."""
+        return self.to(torch.float32)
 
     def _check(self, inputs: Mapping[str, Tensor]) -> int:
         if inputs.keys() != self.inputs.keys():

@@ -13,14 +13,27 @@ import numpy as np
 import torch
 
 from selkit.errors import InvalidInputError
+from selkit.graph.ops.base import Kind
 from selkit.graph.program import Program
 from selkit.inference.bounds import Bounder
 from selkit.inference.events import Event, Settled
-from selkit.inference.intervals import Intervals, complement, intersection, union
+from selkit.inference.intervals import EMPTY, Intervals, around, complement, intersection, length, union
 from selkit.inference.line import Follower, Line
-from selkit.inference.search import Search
+from selkit.inference.search import REACH, Search
 
 Window = tuple[float, float]
+
+DENSITY = 0.05
+"""Linear pieces in a standard deviation for each element that can bend or switch: a first guess."""
+
+SMALL = 2**22
+"""Bytes of the largest value over all linear pieces that are left below which they are just followed."""
+
+DIRECT = 2**25
+"""Bytes of the largest value over all linear pieces of the line below which double precision is enough."""
+
+SLIVERS = 1e-3
+"""Share of followed windows that single precision may leave open before double precision takes over."""
 
 PROBES = 6
 """Windows on which the width that bounds can decide is found out."""
@@ -50,13 +63,16 @@ class Engine:
 
     def __init__(self, program: Program, event: Event, line: Line) -> None:
         self.event, self.line = event, line
-        fast = program.to(torch.float32)
         self.smooth = Bounder(program)
-        self.exact = Follower(program, _stack(program))
-        self.fast = Follower(fast, _stack(fast))
-        self.bounder = Bounder(fast)
-        self.batch = max(4, min(64, _stack(fast) // 8))
-        self.tolerance = SAFETY * self._rounding(program, fast)
+        self.exact = self.fast = Follower(program, _stack(program))
+        self.bytes, self.tolerance = _largest(program), 0.0
+        self.density = max(DENSITY * _switches(program), 1.0)
+        if 2 * REACH * self.density * self.bytes > DIRECT:
+            fast = program.single
+            self.fast = Follower(fast, _stack(fast))
+            self.bytes, self.tolerance = _largest(fast), SAFETY * self._rounding(program, fast)
+        self.bounder = Bounder(self.fast.program)
+        self.batch = max(4, min(64, self.fast.limit // 8))
         self.windows = 0
         self.pieces = 0
 
@@ -72,12 +88,24 @@ class Engine:
 
     def run(self, search: Search) -> None:
         """Search until the goal is reached or the whole domain is known."""
-        density, width = self._home(search)
+        while True:
+            self._explore(search)
+            # What single precision left open is settled at last, and all at once.
+            rest = search.deferred
+            if not len(rest):
+                return
+            search.deferred = EMPTY
+            self._settle(rest, search)
+            if search.finished():
+                return
+
+    def _explore(self, search: Search) -> None:
+        density = self._home(search)
         if search.finished():
             return
-        pace = self._probe(search, density, width)
+        pace = self._pace(search, density)
         while not search.finished():
-            windows = search.propose(pace.width, self.batch if pace.bounds else 1)
+            windows = search.propose(pace.width, pace.count)
             if not windows:
                 return
             rows = np.array(windows)
@@ -89,38 +117,42 @@ class Engine:
             self.follow(rows, search)
             pace.update(windows, rows, self.pieces - before)
 
-    def _probe(self, search: Search, density: float, width: float) -> _Pace:
-        """Find out how wide windows may be for bounds to decide them.
-
-        A bound's radius grows with the square of the width, so one try at some width tells at which it is
-        as small as the margin. Where that window has no more than a few pieces, following it is cheaper.
-        """
-        windows = search.propose(width, PROBES)
-        if not windows:
-            return _Pace(width, False, self.fast.limit)
-        ends = torch.tensor(windows, dtype=torch.float64, device=self.line.a.device)
-        slack = self.event.slack(self.bounder.bound(self.line, ends), self.tolerance)
-        able = width * float(np.sqrt(np.median(slack)))
-        if able * density < WORTH:
-            return _Pace(width, False, self.fast.limit)
-        return _Pace(min(0.7 * able, 4 * width), True, self.fast.limit)
-
-    def _home(self, search: Search) -> tuple[float, float]:
+    def _home(self, search: Search) -> float:
         """Follow the surroundings of the statistic until both ends of its interval are known.
 
-        Returns the density of linear pieces there, and a width with as many of them as fit a stack.
+        Returns the density of linear pieces there.
         """
-        width, target, density = 0.02, self.fast.limit // 2, 0.0
+        width, density = 0.25 * self.fast.limit / self.density, self.density
         while not search.finished() and not search.home_is_known():
             windows = search.propose(width, 2)
             if not windows:
                 break
             before = self.pieces
             self.follow(np.array(windows), search)
-            found = self.pieces - before
-            density = found / sum(high - low for low, high in windows)
-            width *= min(4.0, max(0.25, target / max(found, 1)))
-        return density, width
+            density = (self.pieces - before) / sum(high - low for low, high in windows)
+            width = 0.25 * self.fast.limit / density
+        return density
+
+    def _pace(self, search: Search, density: float) -> _Pace:
+        """Decide how to go on: follow the rest at once if that is little, else find out what bounds can do.
+
+        A bound's radius grows with the square of the width, so one try at some width tells at which it is
+        as small as the margin. Where that window has no more than a few pieces, following it is cheaper.
+        """
+        limit = self.fast.limit
+        straight = _Pace(0.5 * limit / max(density, 1e-3), 1, False, limit)
+        rest = search.rest()
+        if density * length(rest) * self.bytes <= SMALL:
+            return _Pace(1e6, 8, False, limit)
+        windows = search.propose(straight.width, PROBES)
+        if not windows:
+            return straight
+        ends = torch.tensor(windows, dtype=torch.float64, device=self.line.a.device)
+        slack = self.event.slack(self.bounder.bound(self.line, ends), self.tolerance)
+        able = straight.width * float(np.sqrt(np.median(slack)))
+        if able * density < WORTH:
+            return straight
+        return _Pace(min(0.7 * able, 4 * straight.width), self.batch, True, limit)
 
     def bound(self, windows: Sequence[Window]) -> Settled:
         """Learn what the bounds of whole windows tell."""
@@ -133,8 +165,17 @@ class Engine:
         if not len(windows):
             return
         self.windows += len(windows)
-        open_parts = self._follow(self.fast, windows, search, self.tolerance)
-        if len(self._follow(self.exact, open_parts, search, 0.0)):
+        rest = self._follow(self.fast, windows, search, self.tolerance)
+        if not len(rest):
+            return
+        if length(rest) > SLIVERS * length(windows) or around(rest, search.stat) is not None:
+            self._settle(rest, search)
+        else:
+            search.deferred = union(search.deferred, rest)
+
+    def _settle(self, windows: Intervals, search: Search) -> None:
+        """Learn everything about windows in double precision."""
+        if len(self._follow(self.exact, windows, search, 0.0)):
             raise InvalidInputError(
                 "the model's values overflow along the line through this image; scale the input or the model"
             )
@@ -194,11 +235,11 @@ class Engine:
 
 @dataclass
 class _Pace:
-    """How wide the next windows are, and whether to look at bounds before following.
+    """How wide the next windows are, how many, and whether to look at bounds before following.
 
     Attributes
     ----------
-    width
+    width, count
         Of the next windows.
     bounds
         Whether bounds pay.
@@ -207,6 +248,7 @@ class _Pace:
     """
 
     width: float
+    count: int
     bounds: bool
     limit: int
 
@@ -215,16 +257,25 @@ class _Pace:
         if not self.bounds:
             self.width *= min(2.0, max(0.5, 0.5 * self.limit / max(pieces, 1)))
             return
-        rest = float(np.sum(rows[:, 1] - rows[:, 0])) if len(rows) else 0.0
-        share = rest / sum(high - low for low, high in windows)
+        share = length(rows) / sum(high - low for low, high in windows)
         if share < 0.15:
             self.width *= 1.5
         elif share > 0.35:
             self.width /= 1.5
 
 
+def _switches(program: Program) -> int:
+    """How many elements of a program's values can bend or switch along a line."""
+    bends = [step for step in program.steps if step.kind in (Kind.PIECEWISE_LINEAR, Kind.MAXIMUM)]
+    return sum(int(np.prod(program.shapes[step.outputs[0]])) for step in bends)
+
+
+def _largest(program: Program) -> int:
+    """Bytes of a program's largest value at one point."""
+    size = torch.finfo(program.dtype).bits // 8
+    return size * max(int(np.prod(shape)) for shape in program.shapes.values())
+
+
 def _stack(program: Program) -> int:
     """How many points of a program fit into one stack."""
-    size = torch.finfo(program.dtype).bits // 8
-    largest = max(int(np.prod(shape)) for shape in program.shapes.values())
-    return int(np.clip(CACHE // (largest * size), 64, 1024))
+    return int(np.clip(CACHE // _largest(program), 64, 1024))

@@ -76,6 +76,7 @@ class Search:
         self.distribution, self.stat, self.alternative, self.goal = distribution, stat, alternative, goal
         self.included: Intervals = EMPTY
         self.searched: Intervals = EMPTY
+        self.deferred: Intervals = EMPTY
         self.center = float(np.clip(getattr(distribution, "mean", 0.0), *distribution.support[0]))
         low, high = sorted((stat, self.center))
         self.near = intersection(np.array([[low - REACH, high + REACH]]), distribution.support)
@@ -104,7 +105,7 @@ class Search:
 
     def home_is_known(self) -> bool:
         """Whether both ends of the interval around the statistic are known."""
-        home, seen = around(self.included, self.stat), around(self.searched, self.stat)
+        home, seen = around(self.included, self.stat), around(self._looked_at(), self.stat)
         if home is None or seen is None:
             return False
         left = home[0] > seen[0] or home[0] <= self.near[0, 0]
@@ -118,19 +119,27 @@ class Search:
         side is known to weigh.
         """
         home = around(self.included, self.stat)
+        looked_at = self._looked_at()
         if home is None:
-            gaps = complement(self.searched, self.domain)
+            gaps = complement(looked_at, self.domain)
             return self._cut(gaps, self.stat, width, count) if len(gaps) else []
-        frontier = around(self.searched, self.stat) or home
+        frontier = around(looked_at, self.stat) or home
         ends = []
         if home[0] <= frontier[0] and home[0] > self.near[0, 0]:
             ends.append((home[0] - width, home[0]))
         if home[1] >= frontier[1] and home[1] < self.near[-1, 1]:
             ends.append((home[1], home[1] + width))
         if ends:
-            rows = intersection(complement(self.searched, self.near), np.array(ends))
+            rows = intersection(complement(looked_at, self.near), np.array(ends))
             return [(float(low), float(high)) for low, high in rows]
-        return self._cut(complement(self.searched, self._relevant()), self.center, width, count)
+        return self._cut(self.rest(), self.center, width, count)
+
+    def _looked_at(self) -> Intervals:
+        return union(self.searched, self.deferred) if len(self.deferred) else self.searched
+
+    def rest(self) -> Intervals:
+        """What is still to be looked at: the relevant part of the domain."""
+        return complement(self._looked_at(), self._relevant())
 
     def _relevant(self) -> Intervals:
         """The part of the domain beyond which nothing can keep the goal from being reached."""
