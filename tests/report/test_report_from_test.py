@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -31,9 +33,9 @@ class Model(LightningModule):
 class Result:
     """What a test of a region returns, as far as a report reads it."""
 
-    def __init__(self, x, shape=None) -> None:
+    def __init__(self, x, shape, conditioned) -> None:
         self.p_value = 0.25
-        self.p_value_without_acceptance = 0.125
+        self.accepted_by = SimpleNamespace(p_value=0.125) if conditioned else None
         self.stat = float(x.mean())
         self.roi = np.ones(shape or x.shape[-2:], dtype=bool)
         self.score_map = self.roi
@@ -44,9 +46,10 @@ class Result:
 
 class Regions:
     shape: tuple[int, ...] | None = None
+    conditioned = True
 
     def inference(self, x):
-        return Result(x, self.shape)
+        return Result(x, self.shape, self.conditioned)
 
 
 def run_test(roi_test=None) -> tuple[selkit.SelectiveInferenceTask, TensorDataset]:
@@ -105,6 +108,15 @@ def test_regions_bring_p_values_with_and_without_acceptance():
             assert sample.details["region not tested"] == "rejected"
     assert "conditioned on the acceptance of the input, so it is valid" in report.guarantees[0]
     assert "What conditioning on acceptance changed" in render(report)
+
+
+def test_a_p_value_that_forgets_acceptance_is_said_to():
+    regions = Regions()
+    regions.conditioned = False
+    task, _ = run_test(roi_test=regions)
+    report = from_test(task)
+    assert "not conditioned on the acceptance of the input" in report.guarantees[0]
+    assert all(sample.p_value_without_acceptance is None for sample in report.samples)
 
 
 def test_a_region_of_another_shape_is_not_drawn_and_says_so():

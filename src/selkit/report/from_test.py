@@ -161,10 +161,11 @@ def _sample(
         details["region not tested"] = str(columns["roi_reason"][i])
     tested: dict[str, Any] = {}
     if result is not None:
+        accepted = getattr(result, "accepted_by", None)  # tests other than RoiTest may not know of it
         tested = {
             "p_value": float(result.p_value),
             "naive_p_value": float(result.naive_p_value()),
-            "p_value_without_acceptance": getattr(result, "p_value_without_acceptance", None),
+            "p_value_without_acceptance": None if accepted is None else float(accepted.p_value),
         }
         details["statistic"] = number(float(result.stat))
         shape = None if image is None else np.shape(image)[-2:]
