@@ -15,7 +15,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from selkit import calibration, embeddings, errors, graph, inference, metrics, report, scores, utils
+    from selkit import (
+        bundle,
+        calibration,
+        embeddings,
+        errors,
+        graph,
+        inference,
+        metrics,
+        report,
+        scores,
+        utils,
+    )
+    from selkit.bundle import export_bundle, load_bundle
     from selkit.inference import BackMeanDiff, NeighborMeanDiff, RoiTest, load
     from selkit.metrics import RiskCoverage, RiskCoverageMetric, SelectiveMetric
     from selkit.report import write_report
@@ -32,12 +44,15 @@ __all__ = [
     "SelectiveInferenceTask",
     "SelectiveMetric",
     "__version__",
+    "bundle",
     "calibration",
     "embeddings",
     "errors",
+    "export_bundle",
     "graph",
     "inference",
     "load",
+    "load_bundle",
     "metrics",
     "report",
     "scores",
@@ -46,7 +61,18 @@ __all__ = [
 ]
 
 _MODULES = frozenset(
-    {"calibration", "embeddings", "errors", "graph", "inference", "metrics", "report", "scores", "utils"}
+    {
+        "bundle",
+        "calibration",
+        "embeddings",
+        "errors",
+        "graph",
+        "inference",
+        "metrics",
+        "report",
+        "scores",
+        "utils",
+    }
 )
 _HOMES = {
     "BackMeanDiff": "selkit.inference",
@@ -56,7 +82,9 @@ _HOMES = {
     "RoiTest": "selkit.inference",
     "SelectiveInferenceTask": "selkit.task",
     "SelectiveMetric": "selkit.metrics",
+    "export_bundle": "selkit.bundle",
     "load": "selkit.inference",
+    "load_bundle": "selkit.bundle",
     "write_report": "selkit.report",
 }
 
