@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis.extra import numpy as hnp
+from scipy.integrate import trapezoid
 from sklearn.metrics import roc_auc_score
 
 from selkit.errors import InvalidInputError, InvalidTypeError
@@ -39,7 +40,7 @@ def aurc_of_order(loss):
 def augrc_of_order(loss):
     n = len(loss)
     risks = [loss[:k].sum() / n for k in range(n + 1)]
-    return np.trapezoid(risks, np.arange(n + 1) / n)
+    return trapezoid(risks, np.arange(n + 1) / n)
 
 
 def by_definition(area, score, loss):
