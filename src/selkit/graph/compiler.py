@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -31,6 +31,12 @@ from selkit.graph.program import Program, Shape, Step, convert, finish
 if TYPE_CHECKING:
     from selkit.graph.model import Graph, Node
 
+Choice: TypeAlias = "bool | Callable[[Operator], bool]"
+"""Whether to decompose composite operators: all, none, or those that a function picks."""
+
+MODEST = 2**20
+"""Elements up to which the shape of a result is found by computing it."""
+
 
 def compile_graph(
     graph: Graph,
@@ -42,7 +48,7 @@ def compile_graph(
     dtype: torch.dtype,
     device: torch.device,
     seed: int | None,
-    decompose: bool,
+    decompose: Choice,
 ) -> Program:
     """Do the work of :meth:`selkit.graph.model.Graph.compile`."""
     wanted = [spec.name for spec in graph.outputs] if outputs is None else list(outputs)
@@ -163,7 +169,7 @@ class Builder:
     onnxruntime; :meth:`program_value` is what steps read. Live values are known by shape and dtype alone.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, *, decompose: bool) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, *, decompose: Choice) -> None:
         self.dtype = dtype
         self.device = device
         self.decompose = decompose
@@ -250,7 +256,7 @@ class Builder:
         if kind is Kind.CONSTANT:
             self._evaluate(operator, inputs, outputs)
             return
-        if kind is Kind.COMPOSITE and self.decompose and isinstance(operator, Composite):
+        if kind is Kind.COMPOSITE and isinstance(operator, Composite) and self._replaces(operator):
             self._replace(operator, inputs, outputs)
             return
         known = [self._placeholder(value) for value in inputs]
@@ -263,6 +269,9 @@ class Builder:
                 self.add_input(output, tuple(result.shape[1:]), dtype)
         self.steps.append(Step(operator, inputs, outputs, live, kind, (), name))
 
+    def _replaces(self, operator: Composite) -> bool:
+        return self.decompose(operator) if callable(self.decompose) else self.decompose
+
     def _placeholder(self, name: str) -> Tensor | None:
         """A constant, or a live value without data: enough to find shapes."""
         if not name:
@@ -273,7 +282,10 @@ class Builder:
 
     @staticmethod
     def _probe(operator: Operator, known: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Outputs without data where torch can do that, else of zeros."""
+        """Outputs of zeros; without data where they are large, if torch can do that."""
+        if sum(value.numel() for value in known if value is not None) <= MODEST:
+            # Without data, torch would import its compiler to find the shape of a sum: a second.
+            return operator.forward(*map(_filled, known))
         data_free = [
             value.to("meta")
             if value is not None and (floating(value) or value.dtype == torch.bool)

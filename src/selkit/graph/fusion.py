@@ -18,9 +18,10 @@ from selkit.graph.ops.arithmetic import Add, Div, Mul
 from selkit.graph.ops.base import Kind, Operator
 from selkit.graph.ops.constants import Identity
 from selkit.graph.ops.convolution import Conv, ConvTranspose
+from selkit.graph.ops.elus import HardSwish
 from selkit.graph.ops.normalization import BatchNormalization
 from selkit.graph.ops.shape import Transpose
-from selkit.graph.ops.sigmoids import Erf, Gelu, HardSwish, Mish, Sigmoid, Softplus, Swish, Tanh
+from selkit.graph.ops.sigmoids import Erf, Gelu, Mish, Sigmoid, Softplus, Swish, Tanh
 from selkit.graph.piecewise import continuous
 from selkit.graph.program import Step
 

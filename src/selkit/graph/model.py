@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from selkit.errors import FileFormatError, UnsupportedModelError, UnsupportedNode
 from selkit.graph.files import Source, read
 from selkit.graph.nodes import Node, build_nodes, unsupported
-from selkit.graph.ops.base import UnsupportedAttribute
+from selkit.graph.ops.base import Operator, UnsupportedAttribute
 from selkit.graph.ops.types import to_tensor, torch_dtype
 from selkit.graph.program import Program
 
@@ -124,7 +124,7 @@ class Graph:
         dtype: torch.dtype = torch.float64,
         device: str | torch.device = "cpu",
         seed: int | None = None,
-        decompose: bool = False,
+        decompose: bool | Callable[[Operator], bool] = False,
     ) -> Program:
         """Specialize the model to one shape of its inputs.
 
@@ -148,7 +148,7 @@ class Graph:
             Fixes the results of random operators.
         decompose
             Replace composite operators (Softmax, LayerNormalization, ...) by the simpler ones that they
-            are made of.
+            are made of: all of them, or those for which a function says so.
 
         Raises
         ------

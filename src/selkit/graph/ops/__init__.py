@@ -14,6 +14,7 @@ from selkit.graph.ops.activations import (
 from selkit.graph.ops.arithmetic import Add, Div, Max, Mean, Min, Mul, Neg, Pow, Sub, Sum
 from selkit.graph.ops.constants import Cast, ConstantOfShape, Dropout, Identity, Literal
 from selkit.graph.ops.convolution import Conv, ConvTranspose
+from selkit.graph.ops.elus import Celu, Elu, HardSwish, Selu
 from selkit.graph.ops.indexing import (
     CumSum,
     DepthToSpace,
@@ -89,13 +90,9 @@ from selkit.graph.ops.shape import (
 )
 from selkit.graph.ops.sigmoids import (
     Atan,
-    Celu,
-    Elu,
     Erf,
     Gelu,
-    HardSwish,
     Mish,
-    Selu,
     Sigmoid,
     Softplus,
     Softsign,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,10 @@ class PRelu(PiecewiseLinear):
     def forward(self, x: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
         x, slope = align(x, slope)
         return (torch.where(x >= 0, x, slope * x),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """A line of the given slope and one bend."""
+        return tuple(pull.pieces((0.0,), (pull.constant(1), 1.0)))
 
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         return (0.0,)
@@ -118,6 +123,15 @@ class Clip(PiecewiseLinear, Composite):
         # the upper limit comes last, so it wins where the two are crossed, as ONNX says
         return (x if high is None else x.clamp(max=high),)
 
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Limits become inputs."""
+        given = [*inputs[1:], None, None][:2]
+        limits = [
+            tape.lift(fixed) if value is None and fixed is not None else value
+            for value, fixed in zip(given, (self.min, self.max), strict=True)
+        ]
+        return tuple(tape.operator(self, "Clip", [inputs[0], *limits], shapes))
+
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         low, high = self._limits(inputs)
         if isinstance(low, Tensor) and isinstance(high, Tensor):
@@ -161,6 +175,10 @@ class ThresholdedRelu(PiecewiseLinear):
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         return (self.alpha,)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Where it jumps, the slope of the chord."""
+        return tuple(super().pull(pull) if self.alpha == 0 else pull.jump())
+
 
 @register("Shrink", since=(9,))
 @dataclass(frozen=True)
@@ -187,6 +205,10 @@ class Shrink(PiecewiseLinear):
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         return (-self.lambd, self.lambd)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Where it jumps, the slope of the chord."""
+        return tuple(super().pull(pull) if self.bias == self.lambd else pull.jump())
+
 
 @dataclass(frozen=True)
 class Pieces(PiecewiseLinear):
@@ -205,3 +227,14 @@ class Pieces(PiecewiseLinear):
 
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         return self.breaks
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """A line, and one Relu for each break."""
+        (x,) = inputs
+        y = x * self.slopes[0] + self.offset
+        for knot, before, after in zip(self.breaks, self.slopes[:-1], self.slopes[1:], strict=True):
+            y = y + (x - knot).relu() * (after - before)
+        return (y,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return tuple(pull.pieces(self.breaks, self.slopes))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,9 @@ class Add(Affine):
         a, b = align(a, b)
         return (a + b,)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return tuple(pull.each(pull.grad, pull.grad))
+
     def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         return (_sum_of_radii(live, (a, b)),)
 
@@ -59,6 +63,9 @@ class Sub(Affine):
         a, b = align(a, b)
         return (a - b,)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return tuple(pull.each(pull.grad, -pull.grad))
+
     def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         return (_sum_of_radii(live, (a, b)),)
 
@@ -70,6 +77,9 @@ class Sum(Affine):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return (reduce(torch.add, align(*inputs)),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return tuple(pull.each(*[pull.grad] * len(pull.x)))
 
     def spread(self, live: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
         return (_sum_of_radii(live, inputs),)
@@ -83,6 +93,9 @@ class Mean(Affine):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return (reduce(torch.add, align(*inputs)) / len(inputs),)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return tuple(pull.each(*[pull.grad / len(pull.x)] * len(pull.x)))
+
     def spread(self, live: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
         return (_sum_of_radii(live, inputs) / len(inputs),)
 
@@ -94,6 +107,9 @@ class Neg(Affine):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (-x,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return (-pull.grad,)
 
     def spread(self, live: Sequence[bool], x: Tensor) -> tuple[Tensor, ...]:
         return (x,)
@@ -107,6 +123,10 @@ class Mul(Product):
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         a, b = align(a, b)
         return (a * b,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Each factor times the other's mean: ``ab - a'b' = (a - a')(b + b')/2 + (b - b')(a + a')/2``."""
+        return tuple(pull.each(*(pull.grad * pull.middle(1 - i) if pull.live[i] else None for i in (0, 1))))
 
     def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         a, b = align(a, b)
@@ -127,6 +147,12 @@ class Div(Composite):
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         a, b = align(a, b)
         return (a / b if floating(a) or floating(b) else torch.div(a, b, rounding_mode="trunc"),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """For a constant denominator; others are decomposed."""
+        if pull.kind is not Kind.AFFINE:
+            return tuple(super().pull(pull))
+        return tuple(pull.only(0, pull.collect(pull.grad * pull.constant(1).reciprocal(), pull.x[0].shape)))
 
     def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         """Radii for a constant denominator, as :meth:`Affine.spread`."""
@@ -191,6 +217,10 @@ class _Extreme(Maximum):
             index = torch.where(better, position, index)
             first = torch.where(better, value, first)
         return index
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Two at a time, what each adds in both orders, halved: the Shapley value of a pair."""
+        return tuple(pull.extremes("Max" if self.sign > 0 else "Min"))
 
     def pick(self, index: Tensor, *inputs: Tensor) -> Tensor:
         first, *rest = align(*inputs)

@@ -107,6 +107,14 @@ class Operator:
         """Outputs for stacked inputs; a pure function."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Write the nodes of :meth:`forward` for the symbols ``inputs``; ``shapes`` are the outputs'."""
+        return tuple(tape.operator(self, name_of(type(self)), inputs, shapes))
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Multipliers of the inputs from those of the outputs (:class:`selkit.graph.pulling.Pull`)."""
+        raise UnsupportedAttribute("it has no attribution rule")
+
     def transparent(self, *inputs: Any, **named: Any) -> bool:
         """Whether the (only) output is ``inputs[0]`` as it is; such a step vanishes from a program."""
         return False
@@ -152,6 +160,10 @@ class Movement(Affine):
         """Radii move like the elements; what is constant has radius 0."""
         return self.forward(*radii(inputs, live, self.LIVE))
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Multipliers go back to where their elements came from."""
+        return tuple(pull.moved(self))
+
 
 class PiecewiseLinear(Operator):
     """Elementwise, continuous and piecewise linear in its first input; further inputs are constants."""
@@ -162,6 +174,10 @@ class PiecewiseLinear(Operator):
     def knots(self, *inputs: Any, **named: Any) -> tuple[Tensor | float, ...]:
         """Where the slope changes, ascending: numbers, or tensors that broadcast against ``inputs[0]``."""
         raise TypeError(f"{type(self).__name__} does not define knots")
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The rescale rule, one bend after the other."""
+        return tuple(pull.bends(self))
 
 
 class Maximum(Operator):
@@ -238,6 +254,10 @@ class Smooth(Operator):
     def inverse(self, y: Tensor) -> Tensor:
         """The ``x`` with ``f(x) = y``, for a :attr:`monotone` function; infinite beyond its range."""
         raise TypeError(f"{type(self).__name__} has no inverse")
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The rescale rule."""
+        return tuple(pull.rescale(self))
 
 
 class Product(Operator):
@@ -354,6 +374,11 @@ def register(name: str, *, since: tuple[int, ...], domain: str = "") -> Callable
 def find(name: str, since: int, domain: str = "") -> Registration | None:
     """Return the registration for an operator's schema version, or ``None``."""
     return _REGISTRY.get((domain, name, since))
+
+
+def name_of(operator: type[Operator]) -> str:
+    """ONNX' name of an operator class."""
+    return next(entry.name for entry in _REGISTRY.values() if entry.operator is operator)
 
 
 def versions(name: str, domain: str = "") -> tuple[int, ...]:

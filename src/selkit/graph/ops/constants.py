@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,9 @@ class Identity(Affine):
     def transparent(self, x: Tensor) -> bool:
         return True
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return (pull.grad,)
+
     def spread(self, live: Sequence[bool], x: Tensor) -> tuple[Tensor, ...]:
         return (x,)
 
@@ -86,6 +90,13 @@ class Dropout(Affine):
         if training is not None and any(integers(training)):
             raise UnsupportedAttribute("training_mode is on; export the model in eval mode")
         return x, torch.ones_like(x[:1], dtype=torch.bool)
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Write an Identity."""
+        return (tape.op("Identity", inputs[0], shape=shapes[0]),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return tuple(pull.only(0, pull.grad))
 
     def transparent(self, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None) -> bool:
         return training is None or not any(integers(training))
@@ -110,6 +121,15 @@ class Cast(Affine):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x.to(torch_dtype(self.to)),)
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Real numbers stay in the graph's own precision."""
+        return (tape.op("Identity", inputs[0], shape=shapes[0]),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        if pull.kind is not Kind.AFFINE:
+            return super().pull(pull)
+        return (pull.grad,)
 
     def transparent(self, x: Tensor) -> bool:
         dtype = torch_dtype(self.to)

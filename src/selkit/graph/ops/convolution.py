@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,11 @@ class _Convolution(Operator):
     def _apply(self, x: Tensor, w: Tensor, b: Tensor | None, dims: int) -> Tensor:
         """Convolve a batch without stack axis."""
         raise TypeError(f"{type(self).__name__} does not define _apply")
+
+
+def _sizes(low: Sequence[int], high: Sequence[int]) -> list[tuple[int, int]]:
+    """Sides for padding the spatial axes of a batch."""
+    return [(0, 0), (0, 0), *zip(low, high, strict=True)]
 
 
 @register("Conv", since=(1, 11, 22))
@@ -111,6 +117,60 @@ class Conv(_Convolution):
         for start in range(count, len(x), count):
             y[start : start + count] = convolve(x[start : start + count])
         return y
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The transposed convolution; with stride 1 it is a convolution with flipped weights, and faster."""
+        weights = pull.constant(1)
+        kernel = tuple(weights.shape[2:])
+        x = pull.x[0].shape
+        placed = windows.place(
+            x[2:],
+            kernel,
+            strides=self.strides,
+            pads=self.pads,
+            dilations=self.dilations,
+            auto_pad=self.auto_pad,
+        )
+        extents = [d * (k - 1) for d, k in zip(placed.dilations, kernel, strict=True)]
+        before = [e - b for e, b in zip(extents, placed.begin, strict=True)]
+        after = [e - b for e, b in zip(extents, placed.end, strict=True)]
+        if all(s == 1 for s in placed.strides) and min((*before, *after), default=0) >= 0:
+            groups = weights.reshape(self.group, -1, *weights.shape[1:]).transpose(1, 2)
+            flipped = groups.reshape(-1, *groups.shape[2:]).flip(list(range(2, weights.ndim)))
+            grad = pull.tape.op(
+                "Conv",
+                pull.full,
+                flipped,
+                shape=x,
+                pads=[*before, *after],
+                dilations=list(placed.dilations),
+                group=self.group,
+                kernel_shape=list(kernel),
+            )
+            return tuple(pull.only(0, grad))
+        whole = [
+            (size - 1) * s + e + 1 for size, s, e in zip(placed.sizes, placed.strides, extents, strict=True)
+        ]
+        # what no window reaches gets nothing; what lies in the padding is dropped
+        missing = [max(n + b - w, 0) for n, b, w in zip(x[2:], placed.begin, whole, strict=True)]
+        beyond = [w + m - n - b for n, b, w, m in zip(x[2:], placed.begin, whole, missing, strict=True)]
+        inner = all(m < s for m, s in zip(missing, placed.strides, strict=True))
+        extra = missing if inner else [0] * len(missing)
+        shape = (*x[:2], *(n if inner else n - m for n, m in zip(x[2:], missing, strict=True)))
+        grad = pull.tape.op(
+            "ConvTranspose",
+            pull.full,
+            weights,
+            shape=shape,
+            strides=list(placed.strides),
+            pads=[*placed.begin, *beyond],
+            dilations=list(placed.dilations),
+            group=self.group,
+            kernel_shape=list(kernel),
+            output_padding=extra,
+        )
+        grad = grad if inner else pull.tape.pad(grad, _sizes([0] * len(missing), missing))
+        return tuple(pull.only(0, grad))
 
 
 @register("ConvTranspose", since=(1, 11, 22))
@@ -192,3 +252,30 @@ class ConvTranspose(_Convolution):
                 )
             y = y.narrow(axis, first, size)
         return y if late is None else y + late.reshape(-1, *(1,) * dims)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The convolution with the same weights, of the result put back into the full one."""
+        weights = pull.constant(1)
+        kernel, grid = tuple(weights.shape[2:]), pull.x[0].shape[2:]
+        strides = windows.spatial(self.strides, len(grid), "strides")
+        dilations = windows.spatial(self.dilations, len(grid), "dilations")
+        extra = windows.spatial(self.output_padding, len(grid), "output_padding", default=0)
+        needed = [
+            (n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(grid, strides, kernel, dilations, strict=True)
+        ]
+        placed = self._place(grid, [n + e for n, e in zip(needed, extra, strict=True)], strides)
+        sides = _sizes(
+            [first for first, _ in placed],
+            [n - first - size for n, (first, size) in zip(needed, placed, strict=True)],
+        )
+        grad = pull.tape.op(
+            "Conv",
+            pull.tape.pad(pull.full, sides),
+            weights,
+            shape=pull.x[0].shape,
+            strides=list(strides),
+            dilations=list(dilations),
+            group=self.group,
+            kernel_shape=list(kernel),
+        )
+        return tuple(pull.only(0, grad))

@@ -156,6 +156,14 @@ class ScatterND(Affine):
         new = updates.expand(count, *updates.shape[1:]).movedim(0, -1)
         return (flat.index_put(places[1:], new, accumulate=True).movedim(-1, 0),)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """By a table of what was replaced, or the same for both where they are added."""
+        if self.reduction == "none":
+            return tuple(pull.moved(self))
+        grad = pull.full
+        taken = pull.tape.op("GatherND", grad, pull.x[1], shape=pull.x[2].shape)
+        return (grad if pull.live[0] else None, None, taken if pull.live[2] else None)
+
     def spread(self, live: Sequence[bool], x: Tensor, indices: Tensor, updates: Tensor) -> tuple[Tensor, ...]:
         x, updates = radii((x, updates), (live[0], live[2]))
         return self.forward(x, indices, updates)
@@ -195,6 +203,18 @@ class CumSum(Affine):
                 [torch.zeros_like(total.narrow(dim, 0, 1)), total.narrow(dim, 0, x.shape[dim] - 1)], dim
             )
         return (total.flip(dim) if self.reverse else total,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Running sums from the other end."""
+        grad = pull.tape.op(
+            "CumSum",
+            pull.full,
+            pull.x[1],
+            shape=pull.x[0].shape,
+            exclusive=self.exclusive,
+            reverse=1 - self.reverse,
+        )
+        return (grad, None)
 
     def spread(self, live: Sequence[bool], x: Tensor, axis: Tensor) -> tuple[Tensor, ...]:
         return self.forward(x, axis)

@@ -6,11 +6,12 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from selkit.graph.ops.base import Kind, Operator, Product, UnsupportedAttribute, align, register
+from selkit.graph.ops.base import Kind, Operator, Product, UnsupportedAttribute, align, broadcast, register
 
 
 @register("MatMul", since=(1, 9, 13))
@@ -29,6 +30,23 @@ class MatMul(Product):
             y = torch.matmul(*align(a, b))
         y = y.squeeze(-1) if column else y
         return (y.squeeze(-1 if column else -2) if row else y,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Each factor by the other's mean, transposed."""
+        tape, (a, b) = pull.tape, pull.x
+        left = (1, a.shape[0]) if a.ndim == 1 else a.shape
+        right = (b.shape[0], 1) if b.ndim == 1 else b.shape
+        full = (*broadcast(left[:-2], right[:-2]), left[-2], right[-1])
+        grad = tape.reshape(pull.full, full)
+        results: list[Any] = []
+        for i, shape in enumerate((left, right)):
+            if not pull.live[i]:
+                results.append(None)
+                continue
+            other = tape.transposed(tape.reshape(pull.middle(1 - i), (right, left)[i]))
+            product = tape.matmul(grad, other) if i == 0 else tape.matmul(other, grad)
+            results.append(tape.reshape(pull.collect(product, shape, product.shape), pull.x[i].shape))
+        return tuple(results)
 
     def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         return self.forward(a.abs(), b.abs())
@@ -60,6 +78,32 @@ class Gemm(Operator):
             return (y,)
         c, y = align(c, y)
         return (y + (c if self.beta == 1 else c * self.beta),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Each factor by the other's mean, transposed."""
+        tape, grad = pull.tape, pull.grad
+        results: list[Any] = [None] * len(pull.x)
+        if pull.live[0]:
+            b = pull.middle(1)
+            given = (grad, b) if not self.transA else (b, grad)
+            flags = (0, 1 - self.transB) if not self.transA else (self.transB, 1)
+            results[0] = self._product(pull, given, flags, 0)
+        if pull.live[1]:
+            a = pull.middle(0)
+            given = (a, grad) if not self.transB else (grad, a)
+            flags = (1 - self.transA, 0) if not self.transB else (1, self.transA)
+            results[1] = self._product(pull, given, flags, 1)
+        if len(pull.x) > 2 and pull.live[2]:
+            results[2] = pull.collect(grad if self.beta == 1 else grad * self.beta, pull.x[2].shape)
+        return tuple(
+            tape.expand(g, x.shape) if g is not None else None for g, x in zip(results, pull.x, strict=True)
+        )
+
+    def _product(self, pull: Any, given: Sequence[Any], flags: Sequence[int], index: int) -> Any:
+        full = [pull.tape.expand(value, pull.y[0].shape) if value is pull.grad else value for value in given]
+        return pull.tape.op(
+            "Gemm", *full, shape=pull.x[index].shape, alpha=self.alpha, transA=flags[0], transB=flags[1]
+        )
 
     def spread(
         self, live: Sequence[bool], a: Tensor, b: Tensor, c: Tensor | None = None
@@ -102,6 +146,42 @@ class Einsum(Product):
 
     def spread(self, live: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
         return self.forward(*[value.abs() for value in inputs])
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The sum over the other indices, with the mean of another live factor."""
+        terms, result = self._explicit([value.shape for value in pull.x])
+        grads: list[Any] = []
+        for i, alive in enumerate(pull.live):
+            if not alive:
+                grads.append(None)
+                continue
+            others = [j for j in range(len(terms)) if j != i]
+            known = set(result).union(*(terms[j] for j in others))
+            kept = "".join(letter for letter in terms[i] if letter in known)
+            if len(set(terms[i])) < len(terms[i]):
+                raise UnsupportedAttribute(f"equation={self.equation!r} takes a diagonal")
+            equation = f"{','.join([result, *(terms[j] for j in others)])}->{kept}"
+            sizes = dict(zip(terms[i], pull.x[i].shape, strict=True))
+            factors = [pull.full, *(pull.middle(j) for j in others)]
+            grad = pull.tape.op("Einsum", *factors, shape=tuple(sizes[k] for k in kept), equation=equation)
+            kept_shape = tuple(sizes[k] if k in known else 1 for k in terms[i])
+            grads.append(pull.tape.expand(pull.tape.reshape(grad, kept_shape), pull.x[i].shape))
+        return tuple(grads)
+
+    def _explicit(self, shapes: Sequence[tuple[int, ...]]) -> tuple[list[str], str]:
+        """Subscripts with letters in the place of an ellipsis."""
+        terms, result = self._terms()
+        free = [letter for letter in string.ascii_letters if letter not in self.equation]
+        hidden = {
+            shape[len(before) : len(shape) - len(term) + len(before) + 3]
+            for shape, term in zip(shapes, terms, strict=True)
+            if "..." in term
+            for before in [term.partition("...")[0]]
+        }
+        if len(hidden) > 1:
+            raise UnsupportedAttribute(f"equation={self.equation!r} broadcasts shapes {sorted(hidden)}")
+        letters = "".join(free[: len(hidden.pop())]) if hidden else ""
+        return [term.replace("...", letters) for term in terms], result.replace("...", letters)
 
     def _terms(self) -> tuple[list[str], str]:
         """Subscripts of the inputs and of the result, which may be implied."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,21 @@ class BatchNormalization(Affine):
     ) -> tuple[Tensor, ...]:
         slope, shape = self._slope(x, scale, var)
         return (x * slope + (bias.reshape(shape) - mean.reshape(shape) * slope),)
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """One factor and one summand for each channel."""
+        x, *parameters = inputs
+        scale, bias, mean, var = (value.value.double() for value in parameters)
+        factor = scale / (var + self.epsilon).sqrt()
+        shape = (-1, *(1,) * (x.ndim - 2))
+        return (
+            x * factor.to(tape.dtype).reshape(shape) + (bias - mean * factor).to(tape.dtype).reshape(shape),
+        )
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        factor = pull.constant(1).double() / (pull.constant(4).double() + self.epsilon).sqrt()
+        shape = (-1, *(1,) * (pull.x[0].ndim - 2))
+        return tuple(pull.only(0, pull.grad * factor.to(pull.tape.dtype).reshape(shape)))
 
     def spread(self, live: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
         x, scale, _, _, var = inputs

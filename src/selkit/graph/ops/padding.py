@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +66,29 @@ class Pad(Affine):
         value, axes = (*rest, None, None)[:2]
         fill = self.value if value is None else plain(value).reshape(-1)[0].item()
         return (self._pad(x, self._sides(x.ndim - 1, pads, axes), fill),)
+
+    def _given(self, inputs: Sequence[Any]) -> tuple[list[tuple[int, int]], float]:
+        """Sides and the value between them, for symbols."""
+        pads, value, axes = ([None if i is None else i.value.unsqueeze(0) for i in inputs[1:]] + [None] * 3)[
+            :3
+        ]
+        fill = self.value if value is None else float(plain(value).reshape(-1)[0])
+        return self._sides(inputs[0].ndim, pads, axes), fill
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Sides become an input."""
+        sides, fill = self._given(inputs)
+        pads = tape.lift([side[0] for side in sides] + [side[1] for side in sides])
+        value = tape.lift(fill) if self.mode == "constant" else None
+        given = (inputs[0], pads) if value is None else (inputs[0], pads, value)
+        return (tape.op("Pad", *given, shape=shapes[0], mode=self.mode),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Drop the padding; what repeats elements is followed by a table."""
+        if self.mode != "constant":
+            return tuple(pull.moved(self))
+        sides, _ = self._given(pull.x)
+        return tuple(pull.only(0, pull.tape.pad(pull.full, [(-begin, -end) for begin, end in sides])))
 
     def spread(
         self, live: Sequence[bool], x: Tensor, pads: Tensor | None = None, *rest: Tensor | None

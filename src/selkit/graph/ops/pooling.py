@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,6 +114,16 @@ class MaxPool(Maximum):
         flat = x.flatten(3).expand(index.shape[0], *x.shape[1:3], -1)
         return flat.gather(-1, index.flatten(3)).reshape(index.shape)
 
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """With the positions of the maxima; onnxruntime finds both at once."""
+        (x,) = inputs
+        y, index = tape.winners(self, x, shapes[0])
+        return y, index
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The change goes to where the larger maximum is."""
+        return (pull.winners(),)
+
     @staticmethod
     def _native(x: Tensor, placed: windows.Windows, *, indices: bool) -> tuple[Tensor, Tensor]:
         pool, even = _MAX[len(placed.grid)], placed.even
@@ -193,6 +204,42 @@ class AveragePool(Affine):
         counts = _counts(placed, bool(self.count_include_pad), x.dtype, x.device)
         return ((flat / counts).reshape(*x.shape[:3], *placed.sizes),)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Each element gets its share from every window that it is in."""
+        x = pull.x[0].shape
+        placed = windows.place(
+            x[2:],
+            self.kernel_shape,
+            strides=self.strides,
+            pads=self.pads,
+            dilations=self.dilations,
+            auto_pad=self.auto_pad,
+            ceil=bool(self.ceil_mode),
+            pooling=True,
+        )
+        counts = _counts(placed, bool(self.count_include_pad), torch.float64, torch.device("cpu"))
+        share = pull.full * pull.tape.stored((1 / counts).to(pull.tape.dtype).reshape(1, 1, *placed.sizes))
+        sides = [
+            (0, 0),
+            (0, 0),
+            *((-begin, -end) for begin, end in zip(placed.begin, placed.end, strict=True)),
+        ]
+        whole = [
+            length + begin + end for length, begin, end in zip(x[2:], placed.begin, placed.end, strict=True)
+        ]
+        ones = torch.ones((x[1], 1, *placed.kernel), dtype=pull.tape.dtype)
+        spread = pull.tape.op(
+            "ConvTranspose",
+            share,
+            ones,
+            shape=(*x[:2], *whole),
+            strides=list(placed.strides),
+            dilations=list(placed.dilations),
+            group=x[1],
+            kernel_shape=list(placed.kernel),
+        )
+        return (pull.tape.pad(spread, sides),)
+
     def spread(self, live: Sequence[bool], x: Tensor) -> tuple[Tensor, ...]:
         return self.forward(x)
 
@@ -204,6 +251,9 @@ class GlobalAveragePool(Affine):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x.mean(dim=tuple(range(3, x.ndim)), keepdim=True) if x.ndim > 3 else x,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return (pull.grad / math.prod(pull.x[0].shape[2:]),)
 
     def spread(self, live: Sequence[bool], x: Tensor) -> tuple[Tensor, ...]:
         return self.forward(x)
@@ -223,3 +273,7 @@ class GlobalMaxPool(Maximum):
     def pick(self, index: Tensor, x: Tensor) -> Tensor:
         flat = x.flatten(3).expand(index.shape[0], *x.shape[1:3], -1)
         return flat.gather(-1, index.flatten(3)).reshape(index.shape)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The change goes to where the larger maximum is."""
+        return (pull.extreme_of(tuple(range(2, pull.x[0].ndim)), 1),)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from selkit.graph.ops.activations import Abs
@@ -18,6 +20,7 @@ from selkit.graph.ops.base import (
     Operator,
     UnsupportedAttribute,
     integers,
+    name_of,
     register,
 )
 from selkit.graph.ops.smooth import Exp, Log, Power, Sqrt
@@ -46,6 +49,31 @@ class Reduction(Operator):
     def transparent(self, x: Tensor, axes: Tensor | None = None) -> bool:
         return not self.dims(x, axes)
 
+    def places(self, inputs: Sequence[Any]) -> tuple[int, ...]:
+        """ONNX axes that are reduced, for symbols."""
+        x, axes = [*inputs, None][:2]
+        sample = torch.empty((1, *x.shape), device="meta")
+        return tuple(dim - 1 for dim in self.dims(sample, None if axes is None else axes.value.unsqueeze(0)))
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Axes become an input."""
+        name, axes = name_of(type(self)), tape.lift(list(self.places(inputs)))
+        return (tape.op(name, inputs[0], axes, shape=shapes[0], keepdims=self.keepdims),)
+
+    def kept(self, pull: Any) -> Any:
+        """The outputs' multipliers with the reduced axes, of size 1."""
+        places = self.places(pull.x)
+        grad, last = pull.grad, 0
+        sizes = []
+        for axis in range(pull.x[0].ndim):
+            if axis in places:
+                sizes.append(1)
+                last += bool(self.keepdims)
+            else:
+                sizes.append(grad.shape[last])
+                last += 1
+        return pull.tape.reshape(grad, tuple(sizes))
+
 
 @register("ReduceSum", since=(1, 11, 13))
 @dataclass(frozen=True)
@@ -55,6 +83,9 @@ class ReduceSum(Reduction, Affine):
     def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
         dims = self.dims(x, axes)
         return (x.sum(dim=dims, keepdim=bool(self.keepdims), dtype=x.dtype) if dims else x,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return tuple(pull.only(0, self.kept(pull)))
 
     def spread(self, live: Sequence[bool], x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
         return self.forward(x, axes)
@@ -68,6 +99,10 @@ class ReduceMean(Reduction, Affine):
     def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
         dims = self.dims(x, axes)
         return (x.mean(dim=dims, keepdim=bool(self.keepdims)) if dims else x,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        count = math.prod(pull.x[0].shape[axis] for axis in self.places(pull.x))
+        return tuple(pull.only(0, self.kept(pull) / count))
 
     def spread(self, live: Sequence[bool], x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
         return self.forward(x, axes)
@@ -99,6 +134,10 @@ class _Extreme(Reduction, Maximum):
         last = self._last(x, dims)
         index = last.argmax(-1) if self.sign > 0 else last.argmin(-1)
         return index.reshape(self._shape(x, dims))
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The change goes to where the more extreme value is."""
+        return tuple(pull.only(0, pull.extreme_of(self.places(pull.x), self.sign, self.kept(pull))))
 
     def pick(self, index: Tensor, x: Tensor, axes: Tensor | None = None) -> Tensor:
         dims = self.dims(x, axes)
@@ -194,6 +233,10 @@ class ReduceLogSumExp(_Composed):
     def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
         dims = self.dims(x, axes)
         return (x.logsumexp(dims, keepdim=bool(self.keepdims)) if dims else x,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        places = self.places(pull.x)
+        return tuple(pull.only(0, self.kept(pull) * pull.shares(places)[2] if places else pull.grad))
 
     def decompose(self, build: Decomposition, x: str, *axes: str) -> tuple[str, ...]:
         top = build(ReduceMax(self.axes, 1, self.noop_with_empty_axes), x, *axes)

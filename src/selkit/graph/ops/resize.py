@@ -10,7 +10,6 @@ from typing import Literal as Choice
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,6 +22,7 @@ from selkit.graph.ops.base import (
     plain,
     register,
 )
+from selkit.graph.ops.sampling import Axis, Sampling
 
 _MODES = ("nearest", "linear", "cubic")
 _COORDINATES = (
@@ -40,108 +40,6 @@ SMALL = 48
 """Size up to which one matrix for each axis is faster than torch's own linear resampling on the CPU."""
 
 _NATIVE = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """How one axis is resampled: sizes, the scale as the model gives it, and the part that is read."""
-
-    before: int
-    after: int
-    scale: float
-    begin: float = 0.0
-    end: float = 1.0
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The attributes of Resize that say which elements are read, with which weights."""
-
-    mode: str = "nearest"
-    coordinates: str = "half_pixel"
-    nearest: str = "round_prefer_floor"
-    cubic: float = -0.75
-    exclude_outside: bool = False
-    antialias: bool = False
-
-    def positions(self, axis: Axis) -> NDArray[Any]:
-        """Where in the input each output element is read; in float32 for nearest, as onnxruntime rounds."""
-        return np.asarray(self._positions(axis))
-
-    def _positions(self, axis: Axis) -> Any:
-        real: Any = np.float32 if self.mode == "nearest" else np.float64
-        x = np.arange(axis.after, dtype=real)
-        scale, before, after = real(axis.scale), real(axis.before), real(axis.after)
-        half, one = real(0.5), real(1)
-        if self.coordinates == "pytorch_half_pixel" and axis.after == 1:
-            return np.zeros(1, real)
-        if self.coordinates in ("half_pixel", "pytorch_half_pixel"):
-            return (x + half) / scale - half
-        if self.coordinates == "half_pixel_symmetric":
-            offset = before / 2 * (one - after / (scale * before))
-            return offset + (x + half) / scale - half
-        if self.coordinates == "align_corners":
-            return x * (before - one) / (after - one) if axis.after > 1 else np.zeros(axis.after, real)
-        if self.coordinates == "asymmetric":
-            return x / scale
-        if self.coordinates == "tf_half_pixel_for_nn":
-            return (x + half) / scale
-        begin, end = real(axis.begin), real(axis.end)
-        if axis.after == 1:
-            return np.full(1, half * (begin + end) * (before - one))
-        step = (end - begin) * (before - one) / (after - one)
-        return begin * (before - one) + x * step
-
-    def indices(self, axis: Axis) -> NDArray[np.int64]:
-        """Element read for each output element (nearest)."""
-        x = self.positions(axis)
-        # opset 10 and below ("simple") read the next element when they shrink
-        up = self.nearest == "ceil" or (self.nearest == "simple" and axis.scale < 1)
-        if self.nearest == "round_prefer_floor":
-            picked = np.ceil(x - x.dtype.type(0.5))
-        elif self.nearest == "round_prefer_ceil":
-            picked = np.floor(x + x.dtype.type(0.5))
-        else:
-            picked = np.ceil(x) if up else np.floor(x)
-        return np.asarray(np.clip(picked, 0, axis.before - 1), dtype=np.int64)
-
-    def matrix(self, axis: Axis) -> NDArray[np.float64]:
-        """Weights of shape ``(after, before)``."""
-        result = np.zeros((axis.after, axis.before))
-        rows = np.arange(axis.after)
-        if self.mode == "nearest":
-            result[rows, self.indices(axis)] = 1
-            return result
-        x = self.positions(axis).astype(np.float64)
-        width = 1.0 if self.mode == "linear" else 2.0
-        shrink = min(axis.scale, 1.0) if self.antialias else 1.0
-        first = np.floor(x) + (np.floor(-width / shrink) + 1)
-        taps = 2 * int(np.ceil(width / shrink)) if self.antialias else int(2 * width)
-        reach = first[:, None] + np.arange(taps)
-        weights = self._kernel((reach - x[:, None]) * shrink)
-        inside = (reach >= 0) & (reach <= axis.before - 1)
-        if self.exclude_outside:
-            weights = weights * inside
-        weights = weights / weights.sum(axis=1, keepdims=True)
-        index = np.clip(reach, 0, axis.before - 1).astype(np.int64)
-        np.add.at(result, (np.broadcast_to(rows[:, None], index.shape), index), weights)
-        return result
-
-    def _kernel(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
-        d = np.abs(distance)
-        if self.mode == "linear":
-            return np.asarray(np.clip(1 - d, 0, None))
-        a = self.cubic
-        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-        far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
-
-    def outside(self, axis: Axis) -> NDArray[np.bool_]:
-        """Which output elements lie outside the input (tf_crop_and_resize)."""
-        if self.coordinates != "tf_crop_and_resize":
-            return np.zeros(axis.after, dtype=bool)
-        x = self.positions(axis)
-        return np.asarray((x < 0) | (x > axis.before - 1))
 
 
 @lru_cache(maxsize=256)
@@ -266,6 +164,40 @@ class _Resampling(Operator):
         """Resample with absolute weights, as :meth:`Affine.spread`."""
         return (resample(x, self.axes_of(x.shape[1:], *parameters), self.sampling, absolute=True),)
 
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Gather (nearest), or multiply by one matrix for each axis."""
+        return (_written(tape, inputs[0], self._axes(inputs), self.sampling),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Multiply by the same matrices, transposed."""
+        return tuple(
+            pull.only(0, _written(pull.tape, pull.full, self._axes(pull.x), self.sampling, back=True))
+        )
+
+    def _axes(self, inputs: Sequence[Any]) -> tuple[Axis, ...]:
+        given = [None if i is None or i.value is None else i.value.unsqueeze(0) for i in inputs[1:]]
+        return self.axes_of(inputs[0].shape, *given)
+
+
+def _written(tape: Any, x: Any, axes: Sequence[Axis], sampling: Sampling, *, back: bool = False) -> Any:
+    """Nodes that resample, or their transpose."""
+    if _unchanged(axes, sampling):
+        return x
+    for place, axis in enumerate(axes):
+        same = axis.before == axis.after and (axis.scale == 1 or sampling.antialias)
+        if same and sampling.coordinates != "tf_crop_and_resize":
+            continue
+        if sampling.mode == "nearest" and not back:
+            index = _indices(sampling, axis, torch.device("cpu"))
+            shape = (*x.shape[:place], axis.after, *x.shape[place + 1 :])
+            x = tape.op("Gather", x, index, shape=shape, axis=place)
+            continue
+        matrix = _matrix(sampling, axis, tape.dtype, torch.device("cpu"))
+        order = [*(i for i in range(x.ndim) if i != place), place]
+        y = tape.matmul(tape.transpose(x, order), tape.stored(matrix.mT if back else matrix))
+        x = tape.transpose(y, sorted(range(x.ndim), key=order.__getitem__))
+    return x
+
 
 @register("Upsample", since=(7, 9))
 @register("Resize", since=(10,))
@@ -377,3 +309,19 @@ class Resize(_Resampling):
     def spread(self, live: Sequence[bool], x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         axes = self.axes_of(x.shape[1:], *parameters)
         return (self._fill(resample(x, axes, self.sampling, absolute=True), axes, 0.0),)
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        axes = self._axes(inputs)
+        y = _written(tape, inputs[0], axes, self.sampling)
+        inside = self._fill(torch.ones((1, *y.shape)), axes, 0.0)[0]
+        return (
+            (y * inside.to(tape.dtype) + (1 - inside).to(tape.dtype) * self.extrapolation_value,)
+            if not inside.all()
+            else (y,)
+        )
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        axes = self._axes(pull.x)
+        inside = self._fill(torch.ones((1, *pull.y[0].shape)), axes, 0.0)[0]
+        grad = pull.full if inside.all() else pull.full * inside.to(pull.tape.dtype)
+        return tuple(pull.only(0, _written(pull.tape, grad, axes, self.sampling, back=True)))

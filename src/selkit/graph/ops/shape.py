@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +38,20 @@ def _dims(axes: Sequence[int], rank: int) -> list[int]:
     return sorted(axis + 1 if axis >= 0 else axis + rank for axis in axes)
 
 
+class _Reshaping(Movement):
+    """The same elements in the same order."""
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Write a Reshape to the shape that is known."""
+        return (tape.reshape(inputs[0], shapes[0]),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return tuple(pull.only(0, pull.tape.reshape(pull.full, pull.x[0].shape)))
+
+
 @register("Reshape", since=(5, 13, 14, 19, 21, 23, 24, 25))
 @dataclass(frozen=True)
-class Reshape(Movement):
+class Reshape(_Reshaping):
     """Same elements, another shape."""
 
     LIVE = 1
@@ -65,7 +77,7 @@ class Reshape(Movement):
 
 @register("Flatten", since=(1, 9, 11, 13, 21, 23, 24, 25))
 @dataclass(frozen=True)
-class Flatten(Movement):
+class Flatten(_Reshaping):
     """A matrix: the axes in front of ``axis`` are the rows."""
 
     axis: int = 1
@@ -98,10 +110,14 @@ class Transpose(Movement):
             raise UnsupportedAttribute(f"perm={list(order)} is no order of {x.ndim - 1} axes")
         return (x.permute(0, *(axis + 1 for axis in order)),)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        order = self._order(pull.x[0].ndim)
+        return (pull.tape.transpose(pull.grad, sorted(range(len(order)), key=order.__getitem__)),)
+
 
 @register("Squeeze", since=(1, 11, 13, 21, 23, 24, 25))
 @dataclass(frozen=True)
-class Squeeze(Movement):
+class Squeeze(_Reshaping):
     """Drop axes of size 1; ``axes`` is an attribute (opset 12 and below) or an input."""
 
     LIVE = 1
@@ -121,7 +137,7 @@ class Squeeze(Movement):
 
 @register("Unsqueeze", since=(1, 11, 13, 21, 23, 24, 25))
 @dataclass(frozen=True)
-class Unsqueeze(Movement):
+class Unsqueeze(_Reshaping):
     """Insert axes of size 1; ``axes`` is an attribute (opset 12 and below) or an input."""
 
     LIVE = 1
@@ -146,6 +162,19 @@ class Concat(Movement):
         count = max(value.shape[0] for value in inputs)
         stacked = [value.expand(count, *value.shape[1:]) for value in inputs]
         return (torch.cat(stacked, dim=_dim(self.axis)),)
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        return (tape.concat(inputs, self.axis % inputs[0].ndim),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        axis, start = self.axis % pull.y[0].ndim, 0
+        grads = []
+        for value, alive in zip(pull.x, pull.live, strict=True):
+            stop = start + value.shape[axis]
+            part = pull.grad if pull.grad.shape[axis] == 1 else pull.tape.slice(pull.grad, axis, start, stop)
+            grads.append(part if alive else None)
+            start = stop
+        return tuple(grads)
 
     def transparent(self, *inputs: Tensor) -> bool:
         return len(inputs) == 1
@@ -175,6 +204,22 @@ class Split(Movement):
             sizes = (*sizes, length - sum(sizes))
         return x.split_with_sizes(list(sizes), dim=dim)
 
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Sizes become an input."""
+        axis = self.axis % inputs[0].ndim
+        sizes = tape.lift([shape[axis] for shape in shapes])
+        return tuple(tape.ops("Split", inputs[0], sizes, shapes=shapes, axis=axis))
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        axis = self.axis % pull.x[0].ndim
+        parts = [
+            pull.tape.stored(torch.zeros(y.shape, dtype=pull.tape.dtype))
+            if g is None
+            else pull.tape.expand(g, y.shape)
+            for g, y in zip(pull.grads, pull.y, strict=True)
+        ]
+        return tuple(pull.only(0, pull.tape.concat(parts, axis)))
+
 
 @register("Slice", since=(1, 10, 11, 13))
 @dataclass(frozen=True)
@@ -201,6 +246,41 @@ class Slice(Movement):
             else:
                 x = x.index_select(dim, torch.tensor(list(picked), dtype=torch.int64, device=x.device))
         return (x,)
+
+    def _limits(self, inputs: Sequence[Any]) -> list[tuple[int, range]]:
+        """Each axis that is cut, and the positions that are taken, for symbols."""
+        x, *limits = inputs
+        given = [() if value is None else integers(value.value.unsqueeze(0)) for value in limits]
+        starts, ends, axes, steps = (*given, (), (), (), ())[:4]
+        starts, ends, axes = starts or self.starts, ends or self.ends, axes or self.axes
+        axes = axes or tuple(range(len(starts)))
+        steps = steps or (1,) * len(starts)
+        return [
+            (axis % x.ndim, self._range(start, end, step, x.shape[axis]))
+            for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
+        ]
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Limits become inputs."""
+        taken = self._limits(inputs)
+        lowest = -(2**63)
+        columns = (
+            [picked.start for _, picked in taken],
+            [picked.stop if picked.stop >= 0 else lowest for _, picked in taken],
+            [axis for axis, _ in taken],
+            [picked.step for _, picked in taken],
+        )
+        return (tape.op("Slice", inputs[0], *map(tape.lift, columns), shape=shapes[0]),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Zeros around what was taken."""
+        taken = self._limits(pull.x)
+        if any(picked.step != 1 for _, picked in taken):
+            return super().pull(pull)
+        sides = [(0, 0)] * pull.x[0].ndim
+        for axis, picked in taken:
+            sides[axis] = (picked.start, pull.x[0].shape[axis] - max(picked.stop, picked.start))
+        return tuple(pull.only(0, pull.tape.pad(pull.full, sides)))
 
     @staticmethod
     def _range(start: int, end: int, step: int, length: int) -> range:
@@ -235,6 +315,18 @@ class Gather(Movement):
         picked = x.index_select(dim, flat)
         return (picked.reshape(*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]),)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Zeros around a single element, else by a table."""
+        index = pull.constant(1)
+        if index.numel() != 1:
+            return super().pull(pull)
+        shape, axis = pull.x[0].shape, self.axis % pull.x[0].ndim
+        place = int(index) % shape[axis]
+        one = pull.tape.reshape(pull.full, (*shape[:axis], 1, *shape[axis + 1 :]))
+        sides = [(0, 0)] * len(shape)
+        sides[axis] = (place, shape[axis] - place - 1)
+        return tuple(pull.only(0, pull.tape.pad(one, sides)))
+
 
 @register("Expand", since=(8, 13))
 @dataclass(frozen=True)
@@ -248,6 +340,12 @@ class Expand(Movement):
         check_size((x.shape[0], *target))
         behind = x.reshape(x.shape[0], *(1,) * (len(target) - x.ndim + 1), *x.shape[1:])
         return (behind.expand(x.shape[0], *target),)
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        return (tape.op("Expand", inputs[0], tape.lift(shapes[0]), shape=shapes[0]),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return tuple(pull.only(0, pull.collect(pull.grad, pull.x[0].shape)))
 
     def transparent(self, x: Tensor, shape: Tensor) -> bool:
         return broadcast(x.shape[1:], integers(shape)) == tuple(x.shape[1:])
@@ -271,6 +369,13 @@ class Where(Affine):
     def forward(self, condition: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         condition, a, b = align(condition, a, b)
         return (torch.where(condition, a, b),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """Each side where it is taken."""
+        if pull.live[0]:
+            return super().pull(pull)
+        taken = pull.constant(0).to(pull.tape.dtype)
+        return tuple(pull.each(None, pull.grad * taken, pull.grad * (1 - taken)))
 
 
 @register("Shape", since=(1, 13, 15, 19, 21, 23, 24, 25))

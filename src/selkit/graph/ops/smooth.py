@@ -6,7 +6,9 @@ Each gives its first and second derivative and their extremes, from which :class
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +60,11 @@ class Log(_FromZero):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x.log(),)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The inverse of the exponential's."""
+        slope = pull.slopes_of_exp(pull.y[0], pull.yr[0], pull.x[0], pull.r[0])
+        return (pull.grad / slope,)
+
     def derivative(self, x: Tensor) -> Tensor:
         return x.reciprocal()
 
@@ -80,6 +87,10 @@ class Sqrt(_FromZero):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x.sqrt(),)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """``1 / (sqrt(x) + sqrt(r))``."""
+        return (pull.grad / (pull.y[0] + pull.yr[0]).maximum(pull.least),)
+
     def derivative(self, x: Tensor) -> Tensor:
         return x.rsqrt() / 2
 
@@ -97,6 +108,10 @@ class Reciprocal(Smooth):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x.reciprocal(),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """``-1 / (x r)``."""
+        return (-(pull.grad * pull.y[0] * pull.yr[0]),)
 
     def derivative(self, x: Tensor) -> Tensor:
         return -x.square().reciprocal()
@@ -128,6 +143,29 @@ class Power(Smooth):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x**self.exponent,)
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        return (inputs[0] ** self.exponent,)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """A sum of products for whole exponents, else by logarithm and exponential."""
+        x, r, y, yr = pull.x[0], pull.r[0], pull.y[0], pull.yr[0]
+        whole = abs(int(self.exponent)) if self.exponent.is_integer() else 0
+        if self.exponent == 0:
+            return (pull.grad * 0.0,)
+        if self.exponent == 0.5:
+            return (pull.grad / (y + yr).maximum(pull.least),)
+        if not 0 < whole <= LARGEST_SUM:
+            u, ur = x.log(), r.log()
+            up = pull.slopes_of_exp(u * self.exponent, ur * self.exponent, y, yr) * self.exponent
+            return (pull.grad * up / pull.slopes_of_exp(u, ur, x, r),)
+        slope, power = None, r
+        for count in range(2, whole + 1):
+            # x^n - r^n = x (x^(n-1) - r^(n-1)) + (x - r) r^(n-1)
+            slope = x + r if slope is None else x * slope + power
+            power = power * r if count < whole or count == 2 else power
+        slope = slope if slope is not None else 1.0
+        return (pull.grad * (slope if self.exponent > 0 else -(y * yr * slope)),)
 
     def derivative(self, x: Tensor) -> Tensor:
         return self._scaled(x, self.exponent, self.exponent - 1)
@@ -161,6 +199,10 @@ class Power(Smooth):
         if self.exponent.is_integer():
             return y.sign() * root
         return torch.where(y < 0, -torch.inf, root)
+
+
+LARGEST_SUM = 16
+"""Whole exponent up to which the attribution rule is a sum of products."""
 
 
 class _Wave(Smooth):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ class Softmax(Composite):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (torch.softmax(x, dim=self.axis + 1 if self.axis >= 0 else self.axis),)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """``exp(x - log sum exp(x))``: the logarithm's shares are unchanged by what is added to all."""
+        axis = self.axis % pull.x[0].ndim
+        total, total_r, shares = pull.shares((axis,))
+        u, ur = pull.x[0] - total, pull.r[0] - total_r
+        grad = pull.full * pull.slopes_of_exp(u, ur, pull.y[0], pull.yr[0])
+        return (grad - pull.tape.sum(grad, [axis]) * shares,)
+
     def decompose(self, build: Decomposition, x: str) -> tuple[str, ...]:
         _, powers, total = _shifted(build, x, self.axis)
         return (build(Mul(), powers, build(Reciprocal(), total)),)
@@ -46,6 +55,12 @@ class LogSoftmax(Composite):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (torch.log_softmax(x, dim=self.axis + 1 if self.axis >= 0 else self.axis),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """``x - log sum exp(x)``."""
+        axis = self.axis % pull.x[0].ndim
+        grad = pull.full
+        return (grad - pull.tape.sum(grad, [axis]) * pull.shares((axis,))[2],)
 
     def decompose(self, build: Decomposition, x: str) -> tuple[str, ...]:
         shifted, _, total = _shifted(build, x, self.axis)
@@ -73,8 +88,7 @@ class _Flattened(Composite):
         """Decompose as a matrix."""
         shape = build.shapes[0] or ()
         rows = build(Reshape(allowzero=1), x, torch.tensor(self._matrix(shape)))
-        (result,) = self._whole().decompose(build, rows)
-        return (build(Reshape(allowzero=1), result, torch.tensor(shape)),)
+        return (build(Reshape(allowzero=1), build(self._whole(), rows), torch.tensor(shape)),)
 
 
 @register("Softmax", since=(1, 11))

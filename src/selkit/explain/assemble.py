@@ -1,0 +1,336 @@
+"""Put the nodes of an explanation together: one ONNX graph of three nested scans.
+
+The outermost scan takes one sample after the other, so that a sample's attributions cannot depend on the
+rest of its batch. Within it, one target after the other, and within that one chunk of references after the
+other; onnxruntime hands the slices of what is scanned on without copying them. Every node is placed in the
+outermost scan that knows all it reads: the forward pass of a sample is done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from selkit.explain.rules import Recipe
+from selkit.graph.symbols import Shape, Symbol, Uses
+from selkit.graph.tape import OPSET, Written
+
+IR_VERSION = 9
+WEIGHT, SUM, ROW = "selkit.weight", "selkit.sum", "selkit.row"
+MAIN, SAMPLE, TARGET, CHUNK, STORED = "main", "sample", "target", "chunk", "references"
+
+_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float64: TensorProto.DOUBLE,
+    torch.int64: TensorProto.INT64,
+    torch.int32: TensorProto.INT32,
+    torch.bool: TensorProto.BOOL,
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """How inputs and outputs of the graph are called."""
+
+    x: str
+    output: str
+    attributions: str = "attributions"
+    base: str = "base_values"
+    target: str = "target"
+    targets: str = "targets"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where every node goes.
+
+    Attributes
+    ----------
+    nodes
+        By scope, in order.
+    stored
+        Values of the references that are kept instead of being computed again.
+    """
+
+    recipe: Recipe
+    nodes: Mapping[str, Sequence[Written]]
+    stored: tuple[Symbol, ...]
+    total: Symbol
+    weight: Symbol
+
+
+def divide(recipe: Recipe, *, cache: bool) -> Parts:
+    """Say which scope computes what; with ``cache``, what needs the references alone is computed ahead."""
+    tape = recipe.tape
+    ndim = recipe.x.ndim
+    weight = tape.source(WEIGHT, (1,) * ndim, Uses.REFERENCE)
+    part = recipe.multipliers * ((recipe.x - recipe.reference) * weight)
+    if tape.rows > 1:
+        part = tape.op("ReduceSum", part, tape.lift([0]), shape=recipe.x.shape, keepdims=1)
+    before = tape.source(SUM, recipe.x.shape, Uses.TARGET | Uses.REFERENCE)
+    total = tape.op("Add", before, part, shape=recipe.x.shape)
+    maker = {out.name: node for node in tape.nodes for out in node.outputs}
+    needed = _reached([total, recipe.output], maker)
+    groups: dict[str, list[Written]] = {name: [] for name in (MAIN, SAMPLE, TARGET, CHUNK, STORED)}
+    crossing: dict[str, Symbol] = {}
+    for node in tape.nodes:
+        if id(node) not in needed:
+            continue
+        scope = scope_of(node.uses, cache=cache)
+        if scope == STORED:
+            continue
+        groups[scope].append(node)
+        for value in node.inputs:
+            if scope == CHUNK and value is not None and cache and value.uses == Uses.REFERENCE:
+                crossing[value.name] = value
+    sources = {recipe.reference.name, weight.name}
+    stored = tuple(value for name, value in crossing.items() if name not in sources)
+    ahead = _reached([*stored, recipe.output_reference], maker)
+    groups[STORED] = [node for node in tape.nodes if id(node) in ahead]
+    return Parts(recipe, groups, stored, total, weight)
+
+
+def scope_of(uses: Uses, *, cache: bool) -> str:
+    """The outermost scope that knows all of this."""
+    if uses & Uses.REFERENCE:
+        return STORED if cache and uses == Uses.REFERENCE else CHUNK
+    if uses & Uses.TARGET:
+        return TARGET
+    return SAMPLE if uses & Uses.SAMPLE else MAIN
+
+
+def _reached(ends: Iterable[Symbol], maker: Mapping[str, Written]) -> set[int]:
+    seen: set[int] = set()
+    open_ = [end.name for end in ends]
+    while open_:
+        node = maker.get(open_.pop())
+        if node is not None and id(node) not in seen:
+            seen.add(id(node))
+            open_.extend(value.name for value in node.inputs if value is not None)
+    return seen
+
+
+class Assembler:
+    """Makes ONNX graphs of the nodes of a recipe; big values stay in ``arrays``, outside the protobuf."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.rows = parts.recipe.tape.rows
+        self.arrays: dict[str, NDArray[Any]] = {}
+
+    def shape(self, value: Symbol) -> Shape:
+        """The shape of a value within a scan."""
+        return (self.rows, *value.shape[1:]) if self.rows > 1 and value.uses & Uses.REFERENCE else value.shape
+
+    def info(self, value: Symbol, name: str | None = None) -> onnx.ValueInfoProto:
+        """Declare a value."""
+        return helper.make_tensor_value_info(name or value.name, _TYPES[value.dtype], self.shape(value))
+
+    def references(self) -> onnx.ModelProto:
+        """The graph that computes, for a chunk of references, their outputs and what is kept of them."""
+        parts = self.parts
+        nodes = parts.nodes[STORED]
+        initializers = [_tensor(value) for value in _stored_in(nodes).values()]
+        outputs = [parts.recipe.output_reference, *parts.stored]
+        graph = helper.make_graph(
+            [_node(node) for node in nodes],
+            "references",
+            [self.info(parts.recipe.reference)],
+            [self.info(value) for value in outputs],
+            initializers,
+        )
+        return _model(graph)
+
+    def explanation(
+        self,
+        names: Names,
+        scanned: Mapping[str, NDArray[Any]],
+        base: NDArray[Any],
+        targets: Sequence[int],
+        *,
+        several: bool,
+    ) -> onnx.ModelProto:
+        """The whole graph; ``scanned`` are the stacks of chunks, by name."""
+        parts, recipe = self.parts, self.parts.recipe
+        scopes = (MAIN, SAMPLE, TARGET, CHUNK)
+        homes = _homes({scope: parts.nodes[scope] for scope in scopes})
+        initializers: dict[str, list[TensorProto]] = {scope: [] for scope in scopes}
+        for (scope, name), value in homes.values.items():
+            initializers[scope].append(_tensor(value, name))
+        nodes = {
+            scope: [_node(node, homes.names.get(scope, {})) for node in parts.nodes[scope]]
+            for scope in scopes
+        }
+        rest = recipe.x.shape[1:]
+        real = _TYPES[recipe.tape.dtype]
+        chunk = helper.make_graph(
+            nodes[CHUNK],
+            "chunk",
+            [_value(SUM, real, recipe.x.shape), *(self._slice(name, scanned) for name in scanned)],
+            [_value(parts.total.name, real, recipe.x.shape)],
+            initializers[CHUNK],
+        )
+        stacks = {name: f"{name}.all" for name in scanned}
+        target = helper.make_graph(
+            [
+                *nodes[TARGET],
+                helper.make_node(
+                    "Scan",
+                    ["selkit.zero", *stacks.values()],
+                    ["selkit.attribution"],
+                    body=chunk,
+                    num_scan_inputs=len(stacks),
+                ),
+                helper.make_node("Reshape", ["selkit.attribution", "selkit.rest"], ["selkit.flat"]),
+            ],
+            "target",
+            [_value(recipe.target.name, TensorProto.INT64, ())],
+            [_value("selkit.flat", real, rest)],
+            initializers[TARGET],
+        )
+        sample = self._sample(nodes[SAMPLE], initializers[SAMPLE], target, names)
+        for name, array in scanned.items():
+            self.arrays[stacks[name]] = array
+        constants = {
+            "selkit.zero": np.zeros(recipe.x.shape, base.dtype),
+            "selkit.rest": np.array(rest, np.int64),
+            "selkit.base": base,
+            "selkit.first": np.zeros(1, np.int64),
+            "selkit.one": np.ones(1, np.int64),
+            "selkit.none": np.zeros((), np.int64),
+        }
+        main = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+        main.append(numpy_helper.from_array(np.array(targets, np.int64), names.target))
+        main.extend(initializers[MAIN])
+        raw = [names.output, "selkit.attributions", "selkit.targets", "selkit.bases"]
+        ends = (names.attributions, names.targets, names.base)
+        count = None if several else 1
+        outer = [*nodes[MAIN], helper.make_node("Scan", [names.x], raw, body=sample, num_scan_inputs=1)]
+        for source, end, extra in zip(raw[1:], ends, (rest, (), ()), strict=True):
+            if several:
+                perm = [1, 0, *range(2, 2 + len(extra))]
+                outer.append(helper.make_node("Transpose", [source], [end], perm=perm))
+            else:
+                outer.append(helper.make_node("Squeeze", [source, "selkit.one"], [end]))
+        lead = ("targets", "batch") if several else ("batch",)
+        graph = helper.make_graph(
+            outer,
+            "explanation",
+            [
+                _value(names.x, real, ("batch", *rest)),
+                _value(names.target, TensorProto.INT64, (count or "targets",)),
+            ],
+            [
+                _value(names.output, real, ("batch", *recipe.output.shape[1:])),
+                _value(names.attributions, real, (*lead, *rest)),
+                _value(names.base, real, lead),
+                _value(names.targets, TensorProto.INT64, lead),
+            ],
+            main,
+        )
+        return _model(graph)
+
+    def _slice(self, name: str, scanned: Mapping[str, NDArray[Any]]) -> onnx.ValueInfoProto:
+        array = scanned[name]
+        return _value(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape[1:])
+
+    def _sample(
+        self,
+        nodes: list[onnx.NodeProto],
+        initializers: list[TensorProto],
+        target: onnx.GraphProto,
+        names: Names,
+    ) -> onnx.GraphProto:
+        recipe = self.parts.recipe
+        rest, output = recipe.x.shape[1:], recipe.output.name
+        real = _TYPES[recipe.tape.dtype]
+        return helper.make_graph(
+            [
+                helper.make_node("Unsqueeze", [ROW, "selkit.first"], [recipe.x.name]),
+                *nodes,
+                helper.make_node("Squeeze", [output, "selkit.first"], ["selkit.prediction"]),
+                helper.make_node("ArgMax", [output], ["selkit.top"], axis=1, keepdims=0),
+                helper.make_node("Less", [names.target, "selkit.none"], ["selkit.open"]),
+                helper.make_node("Where", ["selkit.open", "selkit.top", names.target], ["selkit.chosen"]),
+                helper.make_node("Scan", ["selkit.chosen"], ["selkit.rows"], body=target, num_scan_inputs=1),
+                helper.make_node("Gather", ["selkit.base", "selkit.chosen"], ["selkit.picked"]),
+            ],
+            "sample",
+            [_value(ROW, real, rest)],
+            [
+                _value("selkit.prediction", real, recipe.output.shape[1:]),
+                _value("selkit.rows", real, (None, *rest)),
+                _value("selkit.chosen", TensorProto.INT64, (None,)),
+                _value("selkit.picked", real, (None,)),
+            ],
+            initializers,
+        )
+
+
+@dataclass(frozen=True)
+class _Homes:
+    """Where stored values are put, and what they are called in scopes that have a copy of their own."""
+
+    values: dict[tuple[str, str], Symbol]
+    names: dict[str, dict[str, str]]
+
+
+def _homes(nodes: Mapping[str, Sequence[Written]]) -> _Homes:
+    """Put a stored value where it is read, else into the main graph.
+
+    Convolutions are laid out for the processor only where their weights are in the same graph, so each
+    scope that convolves with them has a copy.
+    """
+    readers: dict[str, dict[str, bool]] = {}
+    symbols: dict[str, Symbol] = {}
+    for scope, written in nodes.items():
+        for node in written:
+            for value in node.inputs:
+                if value is not None and value.value is not None:
+                    symbols[value.name] = value
+                    convolves = node.op in ("Conv", "ConvTranspose")
+                    known = readers.setdefault(value.name, {})
+                    known[scope] = known.get(scope, False) or convolves
+    values: dict[tuple[str, str], Symbol] = {}
+    names: dict[str, dict[str, str]] = {}
+    for name, scopes in readers.items():
+        if len(scopes) == 1:
+            values[next(iter(scopes)), name] = symbols[name]
+        elif all(scopes.values()):
+            for scope in scopes:
+                values[scope, f"{name}.{scope}"] = symbols[name]
+                names.setdefault(scope, {})[name] = f"{name}.{scope}"
+        else:
+            values[MAIN, name] = symbols[name]
+    return _Homes(values, names)
+
+
+def _stored_in(nodes: Iterable[Written]) -> dict[str, Symbol]:
+    return {v.name: v for node in nodes for v in node.inputs if v is not None and v.value is not None}
+
+
+def _tensor(value: Symbol, name: str | None = None) -> TensorProto:
+    array = value.value.numpy() if value.value is not None else np.zeros(0)
+    return numpy_helper.from_array(np.ascontiguousarray(array).reshape(value.shape), name or value.name)
+
+
+def _node(node: Written, names: Mapping[str, str] | None = None) -> onnx.NodeProto:
+    inputs = ["" if v is None else (names or {}).get(v.name, v.name) for v in node.inputs]
+    return helper.make_node(node.op, inputs, [v.name for v in node.outputs], **node.attributes)
+
+
+def _value(name: str, kind: int, shape: Sequence[int | str | None]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    return helper.make_model(
+        graph, producer_name="selkit", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )

@@ -1,0 +1,269 @@
+"""From a network to the nodes of its explanation: forward at both points, and multipliers back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from selkit.errors import UnsupportedModelError, UnsupportedNode
+from selkit.graph.ops import Concat, MaxPool, Relu
+from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute
+from selkit.graph.program import Program, Step
+from selkit.graph.pulling import Pull
+from selkit.graph.symbols import Symbol, Uses
+from selkit.graph.tape import Tape
+from selkit.utils.progress import track
+
+SOURCES = "selkit.x", "selkit.reference", "selkit.target"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the graph of an explanation is put together from.
+
+    Attributes
+    ----------
+    tape
+        Every node.
+    x, reference, target
+        A sample, a chunk of references, the index of an output.
+    output
+        Of the model, at the sample and at the references.
+    multipliers
+        Of the input, for one target.
+    """
+
+    tape: Tape
+    x: Symbol
+    reference: Symbol
+    target: Symbol
+    output: Symbol
+    output_reference: Symbol
+    multipliers: Symbol
+
+
+def has_rule(operator: Operator) -> bool:
+    """Whether an operator is explained as a whole, and not by what it is made of."""
+    return type(operator).pull is not Operator.pull
+
+
+def write(program: Program, rows: int) -> Recipe:
+    """Write the nodes that explain one output of a program with one input and one output.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If operators have no rule; all of them are listed.
+    """
+    ((name, shape),) = program.inputs.items()
+    (output,) = program.outputs
+    tape = Tape(program.dtype, rows)
+    steps = chained(program.steps)
+    values = [
+        {name: tape.source(source, shape, uses)}
+        for source, uses in zip(SOURCES[:2], (Uses.SAMPLE, Uses.REFERENCE), strict=True)
+    ]
+    stored = {key: tape.stored(value[0], "weight") for key, value in program.constants.items()}
+    writer = _Writer(tape, program, steps, values, stored)
+    for step in track(steps, "writing the forward pass", len(steps)):
+        writer.forward(step)
+    count = program.shapes[output][-1]
+    target = tape.source(SOURCES[2], (), Uses.TARGET, torch.int64)
+    ends = tape.lift(torch.tensor([0.0, 1.0], dtype=tape.dtype))
+    seed = tape.op(
+        "OneHot",
+        tape.op("Unsqueeze", target, tape.lift([0]), shape=(1,), dtype=torch.int64),
+        tape.lift([count]),
+        ends,
+        shape=(1, count),
+        axis=-1,
+    )
+    if not writer.problems:
+        writer.grads[output] = [seed]
+        for step in track(steps[::-1], "writing the way back", len(steps)):
+            writer.back(step)
+    if writer.problems:
+        raise UnsupportedModelError(writer.problems, "explain this model")
+    grad = writer.total(name)
+    if grad is None:
+        grad = tape.lift(torch.zeros((1,) * len(shape), dtype=tape.dtype))
+    return Recipe(tape, values[0][name], values[1][name], target, values[0][output], values[1][output], grad)
+
+
+class _Writer:
+    def __init__(
+        self,
+        tape: Tape,
+        program: Program,
+        steps: Sequence[Step],
+        values: list[dict[str, Symbol]],
+        stored: dict[str, Symbol],
+    ) -> None:
+        self.tape = tape
+        self.program = program
+        self.values = values
+        self.stored = stored
+        self.grads: dict[str, list[Symbol]] = {}
+        self.problems: list[UnsupportedNode] = []
+        self._extra: dict[str, tuple[Symbol, ...]] = {}
+        self._broken: set[str] = set()
+        self._absorbed: dict[str, str] = _absorbed(steps, program.outputs)
+
+    def _at(self, point: int, names: Sequence[str]) -> list[Symbol | None]:
+        values = self.values[point]
+        return [(values[n] if n in values else self.stored[n]) if n else None for n in names]
+
+    def _problem(self, step: Step, reason: object) -> None:
+        name = type(step.operator).__name__
+        shapes = ", ".join(str(self.program.shapes[n]) for n in step.inputs if n)
+        self.problems.append(
+            UnsupportedNode(step.name, name, "", 0, f"{reason} (its inputs have the shapes {shapes})")
+        )
+
+    def forward(self, step: Step) -> None:
+        """Write a step at the sample and at the references."""
+        if step.kind is Kind.STEP and not has_rule(step.operator):
+            self._problem(step, "it jumps, so there is no attribution rule for it")
+        if not self._broken.isdisjoint(step.inputs):
+            self._broken.update(step.outputs)
+            return
+        shapes = [self.program.shapes[n] for n in step.outputs if n]
+        try:
+            for point in (0, 1):
+                results = step.operator.emit(self.tape, self._at(point, step.inputs), shapes)
+                named = [n for n in step.outputs if n]
+                self.values[point].update(zip(named, results, strict=False))
+                self._extra[step.outputs[0]] = self._extra.get(step.outputs[0], ()) + tuple(results[1:])
+        except UnsupportedAttribute as error:
+            self._problem(step, error)
+            self._broken.update(step.outputs)
+
+    def total(self, name: str) -> Symbol | None:
+        """Sum of the multipliers of a value from all its readers."""
+        parts = self.grads.pop(name, [])
+        if not parts:
+            return None
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def back(self, step: Step) -> None:
+        """Write the multipliers of a step's inputs."""
+        grads = [self.total(name) if name else None for name in step.outputs]
+        if all(grad is None for grad in grads):
+            return
+        inputs = step.inputs
+        if isinstance(step.operator, MaxPool) and inputs[0] in self._absorbed:
+            inputs = (self._absorbed[inputs[0]],)
+        named = [n for n in step.outputs if n]
+        kept = [grad for grad, n in zip(grads, step.outputs, strict=True) if n]
+        pull = Pull(
+            self.tape,
+            x=self._at(0, inputs),
+            r=self._at(1, inputs),
+            y=[self.values[0][n] for n in named],
+            yr=[self.values[1][n] for n in named],
+            grads=kept,
+            live=step.live,
+            kind=step.kind,
+        )
+        pull.places = self._extra.get(step.outputs[0], ())
+        try:
+            results = step.operator.pull(pull)
+        except UnsupportedAttribute as error:
+            self._problem(step, error)
+            zero = self.tape.lift(0.0)
+            results = tuple(
+                self.tape.expand(zero, self.values[0][n].shape) if alive else None
+                for n, alive in zip(inputs, step.live, strict=True)
+            )
+        for source, result, alive in zip(inputs, results, step.live, strict=False):
+            if alive and result is not None:
+                self.grads.setdefault(source, []).append(result)
+
+
+def _absorbed(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, str]:
+    """Outputs of Relu that only a MaxPool reads, with what the Relu reads: both are one rule."""
+    readers: dict[str, list[Step]] = {}
+    for step in steps:
+        for name in step.inputs:
+            readers.setdefault(name, []).append(step)
+    return {
+        step.outputs[0]: step.inputs[0]
+        for step in steps
+        if isinstance(step.operator, Relu)
+        and step.outputs[0] not in outputs
+        and [type(reader.operator) for reader in readers.get(step.outputs[0], [])] == [MaxPool]
+    }
+
+
+def chained(steps: Sequence[Step]) -> list[Step]:
+    """Let a Concat that begins with all inputs of an earlier one read that one's result instead.
+
+    Networks that keep appending features would otherwise pass multipliers back in as many pieces as they
+    have layers, from each of their layers.
+    """
+    made: dict[tuple[int, tuple[str, ...]], str] = {}
+    result = []
+    for step in steps:
+        if isinstance(step.operator, Concat) and all(step.live):
+            axis, inputs = step.operator.axis, step.inputs
+            for length in range(len(inputs), 1, -1):
+                earlier = made.get((axis, inputs[:length]))
+                if earlier is not None:
+                    new = (earlier, *inputs[length:])
+                    step = replace(step, inputs=new, live=(True,) * len(new))  # noqa: PLW2901
+                    break
+            made[axis, inputs] = step.outputs[0]
+        result.append(step)
+    return result
+
+
+def rowwise(program: Program) -> bool:
+    """Whether the first axis is a batch axis throughout, so that references may be stacked on it.
+
+    Tried out: every step is applied to two random samples, once as two points and once as a batch.
+    """
+    if any(
+        program.shapes[name][:1] != (1,)
+        for step in program.steps
+        for name in (*step.inputs, *step.outputs)
+        if name and name not in program.constants
+    ):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    values: dict[str, Tensor] = dict(program.constants)
+    for name, shape in program.inputs.items():
+        values[name] = torch.randn((2, *shape), generator=generator, dtype=program.dtype)
+    for step in program.steps:
+        inputs = [values[name] if name else None for name in step.inputs]
+        expected = step.operator.forward(*inputs)
+        if not _reshapes(step):
+            batched = [
+                value.transpose(0, 1) if alive and value is not None else value
+                for value, alive in zip(inputs, step.live, strict=True)
+            ]
+            try:
+                results = step.operator.forward(*batched)
+            except (UnsupportedAttribute, RuntimeError, ValueError, IndexError):
+                return False
+            for one, other in zip(expected, results, strict=True):
+                if one.transpose(0, 1).shape != other.shape:
+                    return False
+                if not torch.allclose(one.transpose(0, 1), other, rtol=1e-3, atol=1e-3, equal_nan=True):
+                    return False
+        values.update((n, v) for n, v in zip(step.outputs, expected, strict=False) if n)
+        for name in step.release:
+            del values[name]
+    return True
+
+
+def _reshapes(step: Step) -> bool:
+    """Whether a step only regroups the other axes; the first is kept when it is written."""
+    from selkit.graph.ops import Expand, Flatten, Reshape, Squeeze, Unsqueeze
+
+    return isinstance(step.operator, Expand | Flatten | Reshape | Squeeze | Unsqueeze)
