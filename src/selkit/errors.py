@@ -42,6 +42,10 @@ class NoHypothesisError(SelkitError, ValueError):
     """The observed region leaves nothing to test: it is empty, or nothing remains to compare it with."""
 
 
+class NotAcceptedError(NoHypothesisError):
+    """A p-value given acceptance is asked for, but the score rejects the input."""
+
+
 class NotAvailableError(SelkitError, ValueError):
     """A documented combination that cannot exist, with the reason and what to do instead."""
 

@@ -65,6 +65,8 @@ def _parts(value: object) -> Iterable[object] | None:
         return matrix.shape, matrix.data, matrix.indices, matrix.indptr
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(entry.name, getattr(value, entry.name)) for entry in dataclasses.fields(value)]
+    if isinstance(value, torch.nn.Module):  # a score: its text says nothing about what it was fitted on
+        value = {"text": repr(value), "threshold": getattr(value, "threshold", None), **value.state_dict()}
     if isinstance(value, Mapping):
         return [(key, value[key]) for key in sorted(value, key=str)]
     if isinstance(value, list | tuple | np.ndarray):

@@ -21,6 +21,7 @@ from selkit.inference.result import RoiResult
 from selkit.inference.truncated import Alternative, Normal, logsumexp
 
 if TYPE_CHECKING:
+    from selkit.inference.acceptance.given import Acceptance
     from selkit.inference.roi import RoiTest
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(40)
@@ -124,6 +125,7 @@ def randomized_inference(
     seed: int,
     alternative: Alternative,
     null_value: float,
+    accepted_by: Acceptance | None = None,
 ) -> RandomizedResult:
     """Select a region on an image with added noise, and test the image itself.
 
@@ -131,7 +133,7 @@ def randomized_inference(
     ----------
     test
         Selects the region.
-    x, var, mask, noise_var, seed, alternative, null_value
+    x, var, mask, noise_var, seed, alternative, null_value, accepted_by
         As for :meth:`selkit.inference.RoiTest.inference_randomized`.
     """
     for name, value in (("var", var), ("noise_var", noise_var)):
@@ -145,7 +147,7 @@ def randomized_inference(
     )
     image = inputs.tested.cpu().numpy()
     noise = np.random.default_rng(seed).normal(0.0, np.sqrt(added), image.shape)
-    selected = test.inference(image + noise, own + added, mask, "exhaustive")
+    selected = test.inference(image + noise, own + added, mask, "exhaustive", accepted_by=accepted_by)
     eta = selected.line.b.cpu().numpy() * selected.scale / (own + added)
     stat, length = float(np.sum(eta * image)), float(np.sum(eta**2))
     scale, noise_scale = float(np.sqrt(own * length)), float(np.sqrt(added * length))

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from selkit.errors import InvalidInputError, NotAvailableError
+from selkit.inference.acceptance.search import AcceptedBy
 from selkit.inference.intervals import Intervals
 from selkit.inference.line import Line
 from selkit.inference.truncated import (
@@ -62,6 +63,9 @@ class RoiResult:
         Null distribution of ``stat / scale`` before selection.
     line
         The images on which all this holds, see :meth:`image_at`.
+    accepted_by
+        Where the p-value is conditioned on acceptance: the image's score, and what the p-value would be
+        without.
     """
 
     stat: float
@@ -80,6 +84,12 @@ class RoiResult:
     windows: int
     distribution: Distribution
     line: Line = field(repr=False)
+    accepted_by: AcceptedBy | None = None
+
+    @property
+    def p_value_unconditioned(self) -> float:
+        """The p-value without conditioning on acceptance: not valid where only accepted images are tested."""
+        return self.p_value if self.accepted_by is None else self.accepted_by.p_value
 
     @property
     def z_score(self) -> float:

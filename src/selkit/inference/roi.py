@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,33 +12,22 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from selkit.errors import InvalidInputError, InvalidTypeError, NotAvailableError
+from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.graph import Graph
-from selkit.inference.engine import Engine
+from selkit.inference.acceptance.build import EventCache
+from selkit.inference.acceptance.given import Acceptance, as_acceptance
 from selkit.inference.hypotheses import Hypothesis, ReferenceMeanDiff
 from selkit.inference.inputs import Array, read_inputs
-from selkit.inference.intervals import around
 from selkit.inference.multiple import inference_batch
-from selkit.inference.observation import Selection, observe, select
+from selkit.inference.observation import Selection, select
 from selkit.inference.randomized import RandomizedResult, randomized_inference
 from selkit.inference.result import RoiResult
-from selkit.inference.score_map import (
-    ScoreMap,
-    build_score_map,
-    is_piecewise_linear,
-)
-from selkit.inference.search import Goal, InferenceMode, Search
+from selkit.inference.score_map import ScoreMap, build_score_map
+from selkit.inference.search import Goal, InferenceMode
+from selkit.inference.single import Options, check_region
 from selkit.inference.table import RoiTable
-from selkit.inference.truncated import Alternative, Chi, check_alternative
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What a test is asked for."""
-
-    goal: Goal
-    alternative: Alternative
-    null_value: float
+from selkit.inference.truncated import Alternative, check_alternative
+from selkit.scores import UncertaintyScore
 
 
 def load(
@@ -131,10 +119,11 @@ class RoiTest:
         self.graph, self.hypothesis = graph, hypothesis
         self.var, self.seed, self.device = var, seed, torch.device(device)
         self._compiled: tuple[object, ScoreMap] | None = None
+        self._accepting = EventCache()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the compiled programs, which a copy makes anew."""
-        return {**self.__dict__, "_compiled": None}
+        return {**self.__dict__, "_compiled": None, "_accepting": EventCache()}
 
     def inference(
         self,
@@ -147,6 +136,8 @@ class RoiTest:
         null_value: float = 0.0,
         precision: float = 1e-3,
         significance_level: float = 0.05,
+        accepted_by: UncertaintyScore | Acceptance | None = None,
+        embedding: str | None = None,
     ) -> RoiResult:
         """Test the region that the model selects on one image.
 
@@ -178,6 +169,12 @@ class RoiTest:
             Largest difference of ``sup_p`` and ``inf_p``.
         significance_level
             For "decision".
+        accepted_by
+            The score because of whose threshold this image was not abstained from: without it a p-value
+            that is only looked at for accepted images is not valid. A fitted score with a threshold, or
+            :class:`selkit.inference.Acceptance`.
+        embedding
+            Name of the model's value that the score is given, an output or an inner one.
 
         Returns
         -------
@@ -189,11 +186,16 @@ class RoiTest:
             If the image, the variance or the mask cannot be used.
         NoHypothesisError
             If the region is empty, or nothing is left to compare it with.
+        NotAcceptedError
+            If ``accepted_by`` rejects the image.
+        NotAvailableError
+            If the acceptance by this score cannot be followed along a line, with the reason.
         """
-        options = _Options(
-            Goal(inference_mode, precision, significance_level), check_alternative(alternative), null_value
-        )
+        accepted = as_acceptance(accepted_by, embedding)
+        goal = Goal(inference_mode, precision, significance_level)
+        check_alternative(alternative)
         selection = self.select(x, mask)
+        options = self._options(selection, goal, alternative, null_value, accepted)
         return self._test(selection, selection.roi, var, options)
 
     def inference_components(
@@ -207,6 +209,8 @@ class RoiTest:
         null_value: float = 0.0,
         precision: float = 1e-3,
         significance_level: float = 0.05,
+        accepted_by: UncertaintyScore | Acceptance | None = None,
+        embedding: str | None = None,
     ) -> list[RoiResult]:
         """Test every connected component of the region on its own.
 
@@ -216,7 +220,8 @@ class RoiTest:
 
         Parameters
         ----------
-        x, var, mask, inference_mode, alternative, null_value, precision, significance_level
+        x, var, mask, inference_mode, alternative, null_value, precision, significance_level, accepted_by, \
+        embedding
             As for :meth:`inference`.
 
         Returns
@@ -229,10 +234,11 @@ class RoiTest:
         InvalidInputError, NoHypothesisError
             As for :meth:`inference`.
         """
-        options = _Options(
-            Goal(inference_mode, precision, significance_level), check_alternative(alternative), null_value
-        )
+        accepted = as_acceptance(accepted_by, embedding)
+        goal = Goal(inference_mode, precision, significance_level)
+        check_alternative(alternative)
         selection = self.select(x, mask)
+        options = self._options(selection, goal, alternative, null_value, accepted)
         labels, count = label(selection.roi)
         return [self._test(selection, labels == place, var, options) for place in range(1, count + 1)]
 
@@ -246,6 +252,8 @@ class RoiTest:
         seed: int,
         alternative: Alternative = "two-sided",
         null_value: float = 0.0,
+        accepted_by: UncertaintyScore | Acceptance | None = None,
+        embedding: str | None = None,
     ) -> RandomizedResult:
         """Select the region on the image with added noise, and test the image itself.
 
@@ -260,6 +268,8 @@ class RoiTest:
             half of the information for the test.
         seed
             Of the added noise. Fix it before looking at the data, and use it once.
+        accepted_by, embedding
+            As for :meth:`inference`; it is the image with added noise that was accepted, like its region.
 
         Returns
         -------
@@ -281,6 +291,7 @@ class RoiTest:
             seed=seed,
             alternative=check_alternative(alternative),
             null_value=null_value,
+            accepted_by=as_acceptance(accepted_by, embedding),
         )
 
     def inference_batch(self, images: Iterable[Any], var: Any = None, **options: Any) -> RoiTable:
@@ -299,58 +310,17 @@ class RoiTest:
         """
         return inference_batch(self, images, var, **options)
 
-    def _test(self, selection: Selection, roi: NDArray[np.bool_], var: Any, options: _Options) -> RoiResult:
-        """Test one region of a selection."""
-        seen = observe(
-            selection, self.hypothesis, roi, self.var if var is None else var, null_value=options.null_value
-        )
-        alternative = options.alternative
-        if isinstance(seen.distribution, Chi):
-            if alternative != "two-sided" or options.null_value:
-                raise InvalidInputError(
-                    "several contrasts are tested together by their length, which has no direction: use "
-                    "alternative='two-sided' and null_value=0"
-                )
-            alternative = "greater"
-        search = Search(seen.distribution, seen.stat, alternative, options.goal)
-        engine = Engine(selection.margins, selection.event, seen.line)
-        exact = is_piecewise_linear(selection.margins)
-        if not exact and options.goal.mode in ("over_conditioning", "exhaustive"):
-            raise NotAvailableError(
-                f"inference_mode={options.goal.mode!r} needs a score map that is piecewise linear in the "
-                "input, but this model has smooth operators before it; use 'parametric' or 'decision'"
-            )
-        if not exact:
-            engine.refine(search)
-        elif options.goal.mode == "over_conditioning":
-            engine.piece(search)
-        else:
-            engine.run(search)
-        if around(search.included, seen.stat) is None:
-            raise InvalidInputError(
-                "the observed region lies on the threshold to within rounding, so it cannot be reproduced; "
-                "move the threshold a little"
-            )
-        lower, upper = search.bounds()
-        compared = seen.contrast.compared
-        return RoiResult(
-            stat=seen.stat * seen.scale,
-            p_value=search.p_value(),
-            inf_p=lower,
-            sup_p=upper,
-            truncated_intervals=search.included * seen.scale,
-            searched_intervals=search.searched * seen.scale,
-            output=selection.output.cpu().numpy(),
-            score_map=np.squeeze(selection.score.cpu().numpy()),
-            roi=np.squeeze(roi),
-            non_roi=None if compared is None else np.squeeze(compared),
-            alternative=alternative,
-            scale=seen.scale,
-            exact=exact,
-            windows=engine.windows,
-            distribution=seen.distribution,
-            line=seen.line,
-        )
+    def _options(
+        self,
+        selection: Selection,
+        goal: Goal,
+        alternative: Alternative,
+        null_value: float,
+        accepted: Acceptance | None,
+    ) -> Options:
+        """What a test is asked for."""
+        event = None if accepted is None else self._accepting.event(accepted, self, selection.inputs)
+        return Options(goal, check_alternative(alternative), null_value, event)
 
     def select(self, x: Array | Sequence[Array], mask: Array | None = None) -> Selection:
         """Return the region that the model selects.
@@ -369,6 +339,9 @@ class RoiTest:
         )
         maps = self._programs(tuple(inputs.tested.shape), inputs.others)
         return select(maps, self.hypothesis, inputs, mask)
+
+    def _test(self, selection: Selection, roi: NDArray[np.bool_], var: Any, options: Options) -> RoiResult:
+        return check_region(selection, self.hypothesis, roi, self.var if var is None else var, options)
 
     @property
     def tested_name(self) -> str:
