@@ -119,7 +119,8 @@ def run(options: Namespace, console: Console) -> Exit:
         guarantee = set_threshold(score, options, len(features.get("Y", ())))
     except InvalidInputError as error:
         raise InvalidInputError(
-            f"{error} (X is {options.references}, Y is {options.calibration or 'not given'})"
+            f"{error} (X is {options.references}, Y {options.calibration or 'missing: --calibration'}, "
+            f"y {options.labels or 'missing: --labels'})"
         ) from error
     with replacing(options.output) as temporary:
         score.save(temporary)
@@ -135,9 +136,10 @@ def run(options: Namespace, console: Console) -> Exit:
         score_sha256=file_digest(options.output),
     )
     path = side.write(options.output)
+    threshold = ", ".join(f"{float(value):.6g}" for value in side.threshold)
     console.say(
-        f"{side.score} fitted on {side.references} references, threshold "
-        f"{', '.join(f'{value:.6g}' for value in side.threshold)}: {guarantee}\n{options.output}, {path}"
+        f"{side.score} fitted on {side.references} references, threshold {threshold}: {guarantee}\n"
+        f"{options.output}, {path}"
     )
     console.result({"command": "fit", "output": str(options.output), **vars(side)})
     return Exit.OK

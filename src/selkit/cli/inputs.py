@@ -98,7 +98,6 @@ class ArraySamples:
 
     def __init__(self, array: Array, where: str) -> None:
         self.array, self.where = array, where
-        _check(array.shape, array.dtype, where)
 
     def __len__(self) -> int:
         return len(self.array)
@@ -137,12 +136,12 @@ class PackedSamples:
             info = archive.getinfo(f"{member}.npy")
             with archive.open(info) as file:
                 self.shape, fortran, self.dtype = _header(file, self.where)
+                _check(self.shape, self.dtype, self.where)
                 expected = file.tell() + int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
             if info.file_size != expected:
                 raise FileFormatError(
                     f"{self.where} has {info.file_size} bytes; its header says {expected}: damaged file"
                 )
-        _check(self.shape, self.dtype, self.where)
         if fortran and len(self.shape) > 1:
             raise FileFormatError(
                 f"{self.where} is stored column by column, which cannot be read sample by sample; save it "
@@ -238,15 +237,13 @@ def open_array(where: str) -> ArraySamples | PackedSamples:
         raise FileNotFoundError(2, "No such file or directory", str(path))
     if path.suffix.lower() == ".npz":
         return PackedSamples(path, _member(path, member))
+    with path.open("rb") as file:
+        shape, _, dtype = _header(file, where)
+    _check(shape, dtype, where)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        if "objects" in str(error) or "allow_pickle" in str(error):
-            reason = "it is no array of numbers in .npy format; pickle could run code and is not read"
-            raise FileFormatError(f"{where} cannot be read: {reason}") from error
-        raise FileFormatError(f"{where} is not a readable .npy file: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise FileFormatError(f"{where} is an .npz file by its content; give it the suffix .npz")
+    except ValueError as error:
+        raise FileFormatError(f"{where} is shorter than its header says: damaged file ({error})") from error
     return ArraySamples(array, where)
 
 

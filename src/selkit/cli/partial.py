@@ -84,8 +84,8 @@ class Partial:
                 "say --restart to forget it"
             )
 
-    def find(self, start: int, mark: str) -> list[dict[str, Any]] | None:
-        """Rows of a chunk that was finished before.
+    def has(self, start: int, mark: str) -> bool:
+        """Whether a chunk was finished before.
 
         Raises
         ------
@@ -93,14 +93,13 @@ class Partial:
             If the chunk had another content then.
         """
         if start not in self._chunks:
-            return None
-        where, before = self._chunks[start]
-        if mark != before:
+            return False
+        if mark != self._chunks[start][1]:
             raise InvalidInputError(
                 f"samples from {start} on are not those of the interrupted run in {self.path}; "
                 "say --restart to forget it"
             )
-        return self._rows_at(where)
+        return True
 
     def add(self, start: int, mark: str, rows: list[dict[str, Any]]) -> None:
         """Write a finished chunk at once."""

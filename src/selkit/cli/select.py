@@ -220,7 +220,7 @@ def _judge_all(judge: Judge, samples: Samples, path: Path, options: Namespace, c
     chunks = -(-len(samples) // options.chunk)
     try:
         for chunk in track(samples.chunks(options.chunk), "selecting", chunks):
-            if done.find(chunk.start, chunk.mark) is None:
+            if not done.has(chunk.start, chunk.mark):
                 done.add(chunk.start, chunk.mark, judge.rows(chunk, samples))
     except BaseException:
         if options.output is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import selkit
+from selkit.cli.console import plain
 from selkit.cli.features import file_digest
 from selkit.errors import FileFormatError, InvalidInputError
 
@@ -21,7 +22,7 @@ class Sidecar:
     score, references, calibration
         Name of the score's class, and how many samples were used for what.
     threshold, guarantee
-        The threshold (several for groups), and what it promises.
+        The threshold (several for groups; ``"inf"`` where all is accepted), and what it promises.
     model_sha256
         Of the ONNX file that computed the features, or None.
     images
@@ -35,7 +36,7 @@ class Sidecar:
     score: str
     references: int
     calibration: int
-    threshold: list[float]
+    threshold: list[float | str]
     guarantee: str
     model_sha256: str | None
     images: dict[str, Any] | None
@@ -45,7 +46,7 @@ class Sidecar:
     def write(self, score: Path) -> Path:
         """Write it beside the score's file, and return where."""
         path = beside(score)
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(plain(asdict(self)), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     @classmethod
