@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE, KINDS, WIDTH = 8, 3, 12
@@ -14,6 +15,13 @@ HEAD = (
     (-1.7, 1.8, 2.1, -1.8, -0.2, 2.0, -2.8, -0.9, 0.5, 3.8, -0.2, -1.1),
 )
 BIAS = (-0.5, 0.0, 0.5)
+
+
+def opened(model: onnx.ModelProto | bytes) -> ort.InferenceSession:
+    """A session with one thread: several tests run at once."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return ort.InferenceSession(model if isinstance(model, bytes) else model.SerializeToString(), options)
 
 
 def stored(name: str, array: np.ndarray) -> onnx.TensorProto:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 
@@ -38,9 +37,7 @@ def network() -> onnx.ModelProto:
 @pytest.fixture(scope="session")
 def data(network: onnx.ModelProto) -> Data:
     images, labels = bundle_models.images(600, seed=1)
-    runner = ort.InferenceSession(
-        bundle_models.with_outputs(network, "embedding", "logits").SerializeToString()
-    )
+    runner = bundle_models.opened(bundle_models.with_outputs(network, "embedding", "logits"))
     embedding, logits = runner.run(["embedding", "logits"], {"x": images})
     return Data(images, labels, torch.from_numpy(embedding), torch.from_numpy(logits))
 

@@ -6,10 +6,9 @@ from importlib import import_module
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
-from bundle_models import BIAS, HEAD, linear, members, network, with_outputs
+from bundle_models import BIAS, HEAD, linear, members, network, opened, with_outputs
 
 import selkit
 from selkit import scores
@@ -64,7 +63,7 @@ def label(score):
 
 def run(bundle, x, **more):
     """What the file gives, by onnxruntime alone."""
-    runner = ort.InferenceSession(bundle.content)
+    runner = opened(bundle.content)
     names = [value.name for value in runner.get_outputs()]
     first = runner.get_inputs()[0].name
     return dict(zip(names, runner.run(names, {first: x, **more}), strict=True))
@@ -111,7 +110,7 @@ def test_every_built_in_score_is_written_or_refused_with_a_reason():
 @pytest.mark.parametrize("score", EMBEDDING, ids=label)
 def test_scores_of_embeddings_agree(score, network, fit_on, calibrate_on, judge, tmp_path):
     score.fit(X=fit_on.embedding, y=fit_on.labels, Y=calibrate_on.embedding).calibrate(coverage=0.9)
-    runner = ort.InferenceSession(with_outputs(network, "embedding").SerializeToString())
+    runner = opened(with_outputs(network, "embedding"))
 
     def features(part):
         return torch.from_numpy(runner.run(None, {"x": part.images})[0])
@@ -129,7 +128,7 @@ def test_scores_of_logits_agree(score, network, fit_on, calibrate_on, judge, tmp
     else:
         score.fit(Y=calibrate_on.logits)
     score.calibrate(coverage=0.8)
-    runner = ort.InferenceSession(network.SerializeToString())
+    runner = opened(network)
 
     def features(part):
         return torch.from_numpy(runner.run(None, {"x": part.images})[0])
@@ -178,9 +177,9 @@ def test_class_wise_scores_agree(kind, aggregate, prediction, network, fit_on, c
     bundle = selkit.export_bundle(
         network, score=score, path=path, embedding="embedding", prediction=prediction
     )
-    model = with_outputs(network, "embedding", "logits").SerializeToString()
+    model = with_outputs(network, "embedding", "logits")
     for part in (judge, calibrate_on):
-        embedding, logits = ort.InferenceSession(model).run(None, {"x": part.images})
+        embedding, logits = opened(model).run(None, {"x": part.images})
         query = {"embedding": torch.from_numpy(embedding)}
         if prediction is not None:
             query["prediction"] = torch.from_numpy(logits.argmax(1))
@@ -203,8 +202,8 @@ def test_several_predicted_labels_agree(aggregate, fit_on, calibrate_on, judge, 
     bundle = selkit.export_bundle(
         network, score=score, path=tmp_path / "b.onnx", embedding="embedding", prediction="logits"
     )
-    model = with_outputs(network, "embedding", "logits").SerializeToString()
-    embedding, logits = ort.InferenceSession(model).run(None, {"x": judge.images})
+    model = with_outputs(network, "embedding", "logits")
+    embedding, logits = opened(model).run(None, {"x": judge.images})
     made = torch.from_numpy((logits > 0).astype(np.int64))
     assert len({tuple(row) for row in made.tolist()}) > 2
     expected = score.select({"embedding": torch.from_numpy(embedding), "prediction": made})
@@ -216,7 +215,7 @@ def test_several_predicted_labels_agree(aggregate, fit_on, calibrate_on, judge, 
 
 def test_thresholds_of_groups_follow_the_prediction(network, fit_on, calibrate_on, judge, tmp_path):
     model = with_outputs(network, "embedding", "logits")
-    runner = ort.InferenceSession(model.SerializeToString())
+    runner = opened(model)
     y_cal = calibrate_on.logits.argmax(1)
     score = EuclideanScore(2).fit(X=fit_on.embedding, Y=calibrate_on.embedding, y_cal=y_cal)
     score.calibrate(coverage=0.8, groups="label")
@@ -296,7 +295,7 @@ def test_neighbours_survive_cancellation(case, tmp_path):
 
 
 def test_a_calibration_sample_that_set_the_threshold_is_selected(network, fit_on, calibrate_on, tmp_path):
-    runner = ort.InferenceSession(with_outputs(network, "embedding").SerializeToString())
+    runner = opened(with_outputs(network, "embedding"))
     embedding = torch.from_numpy(runner.run(None, {"x": calibrate_on.images})[0])
     for coverage in (0.1, 0.37, 0.6, 0.95):
         for kind in (EuclideanScore(2), MahalanobisScore(3, "mean"), GaussianScore()):
@@ -326,7 +325,7 @@ def test_the_threshold_can_be_moved(network, fit_on, calibrate_on, judge, tmp_pa
 def test_the_threshold_is_an_input_as_asked_for(mode, takes, network, calibrate_on, judge, tmp_path):
     score = MarginScore().fit(Y=calibrate_on.logits).calibrate(coverage=0.7)
     bundle = selkit.export_bundle(network, score=score, path=tmp_path / "b.onnx", threshold_input=mode)
-    runner = ort.InferenceSession(bundle.content)
+    runner = opened(bundle.content)
     assert len(runner.get_inputs()) == takes
     assert len(runner.get_overridable_initializers()) == (mode == "optional")
     assert bundle.verify(judge.images).ok
