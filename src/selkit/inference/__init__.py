@@ -1,5 +1,6 @@
 """Exact selective inference: is the region that a model points at real?"""
 
+from selkit.inference.acceptance import Acceptance, AcceptanceEvent, AcceptedBy
 from selkit.inference.adjust import benjamini_hochberg, benjamini_yekutieli
 from selkit.inference.covariance import Stationary
 from selkit.inference.hypotheses import (
@@ -29,6 +30,9 @@ from selkit.inference.table import RoiRow, RoiTable
 
 __all__ = [
     "Abs",
+    "Acceptance",
+    "AcceptanceEvent",
+    "AcceptedBy",
     "ArgMax",
     "AverageFilter",
     "BackMeanDiff",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from selkit.errors import NoHypothesisError
+from selkit.inference import Acceptance
 from selkit.metrics.gather import gather_tensors
 
 
@@ -19,7 +20,10 @@ class RegionTest(Protocol):
     """What the task needs of :class:`selkit.inference.RoiTest`."""
 
     def inference(self, x: Any) -> Any:
-        """Test the region that the model points at in one sample."""
+        """Test the region that the model points at in one sample.
+
+        A :class:`selkit.inference.RoiTest` is given ``accepted_by=`` besides.
+        """
         ...
 
 
@@ -31,6 +35,8 @@ class RegionResults:
     ----------
     p_value, naive_p_value
         float64, ``(B,)``; NaN where no test was made.
+    p_value_unconditioned
+        What ``p_value`` would be without conditioning on acceptance; the same where it is not.
     result
         A :class:`selkit.inference.RoiResult` for each sample, or ``None``.
     reason
@@ -39,6 +45,7 @@ class RegionResults:
 
     p_value: Tensor
     naive_p_value: Tensor
+    p_value_unconditioned: Tensor
     result: list[Any]
     reason: list[str | None]
 
@@ -47,6 +54,7 @@ class RegionResults:
         return {
             "p_value": self.p_value,
             "naive_p_value": self.naive_p_value,
+            "p_value_unconditioned": self.p_value_unconditioned,
             "roi": [None if found is None else found.roi for found in self.result],
             "score_map": [None if found is None else found.score_map for found in self.result],
             "roi_result": self.result,
@@ -54,7 +62,9 @@ class RegionResults:
         }
 
 
-def run_tests(test: RegionTest, x: Tensor, selected: Tensor) -> RegionResults:
+def run_tests(
+    test: RegionTest, x: Tensor, selected: Tensor, conditions: Sequence[Acceptance] | None = None
+) -> RegionResults:
     """Test each selected sample of a batch.
 
     Parameters
@@ -65,6 +75,8 @@ def run_tests(test: RegionTest, x: Tensor, selected: Tensor) -> RegionResults:
         Inputs of the model, ``(B, C, ...)``.
     selected
         Boolean, ``(B,)``.
+    conditions
+        The acceptance that each sample's test is conditioned on; without it none is.
 
     Returns
     -------
@@ -75,19 +87,21 @@ def run_tests(test: RegionTest, x: Tensor, selected: Tensor) -> RegionResults:
     results: list[Any] = [None] * len(chosen)
     reasons: list[str | None] = ["rejected"] * len(chosen)
     with torch.inference_mode(False):  # results outlive the run, and tests may need gradients
-        p_values = torch.full((2, len(chosen)), torch.nan, dtype=torch.float64)
+        p_values = torch.full((3, len(chosen)), torch.nan, dtype=torch.float64)
         for i, accepted in enumerate(chosen):
             if not accepted:
                 continue
             try:
-                results[i] = test.inference(x[i].detach().clone())
+                options = {} if conditions is None else {"accepted_by": conditions[i]}
+                results[i] = test.inference(x[i].detach().clone(), **options)
             except NoHypothesisError as error:
                 reasons[i] = str(error)
                 continue
             reasons[i] = None
             p_values[0, i] = results[i].p_value
             p_values[1, i] = results[i].naive_p_value()
-    return RegionResults(p_values[0], p_values[1], results, reasons)
+            p_values[2, i] = getattr(results[i], "p_value_unconditioned", results[i].p_value)
+    return RegionResults(p_values[0], p_values[1], p_values[2], results, reasons)
 
 
 class RegionTally(Metric):

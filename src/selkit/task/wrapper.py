@@ -17,6 +17,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics import RiskCoverage, RiskCoverageMetric
 from selkit.metrics.losses import has_class_labels, zero_one_loss
 from selkit.metrics.selective import activation_of
+from selkit.task.conditioning import Conditioning, Conditions
 from selkit.task.outputs import Columns, gather, to_cpu
 from selkit.task.regions import RegionResults, RegionTest, run_tests
 from selkit.task.report import SelectionReport, check_loss, scalars
@@ -55,6 +56,11 @@ class SelectiveInferenceTask(LightningModule):
         A :class:`selkit.metrics.RiskCoverageMetric` with other settings than the usual ones.
     alpha
         Level at which region tests count as significant.
+    accepted_by
+        What the p-values of accepted samples are conditioned on besides the region. ``"score"``: that the
+        score accepted the sample; the part of ``task`` that it looks at is exported to ONNX and must be
+        piecewise linear. A :class:`selkit.inference.Acceptance` says where it is in an ONNX model. ``None``:
+        nothing, for scores with which it is not available; then p-values are not valid for accepted samples.
 
     Attributes
     ----------
@@ -63,8 +69,9 @@ class SelectiveInferenceTask(LightningModule):
     test_outputs
         With ``acc_test_outputs``: after a test, for each loader one dictionary of ``index``,
         ``predictions``, ``target``, ``score``, ``selected``, where there is a loss ``loss``, and where
-        regions are tested ``p_value``, ``naive_p_value``, ``roi``, ``score_map``, ``roi_result`` and
-        ``roi_reason``. Samples of all processes, each once, in the order of the data.
+        regions are tested ``p_value``, ``naive_p_value``, ``p_value_unconditioned`` (as if acceptance had
+        decided nothing), ``roi``, ``score_map``, ``roi_result`` and ``roi_reason``. Samples of all
+        processes, each once, in the order of the data.
 
     Raises
     ------
@@ -113,11 +120,13 @@ class SelectiveInferenceTask(LightningModule):
         activation: str | Callable[[Tensor], Tensor] | None = None,
         rc_metric: RiskCoverageMetric | None = None,
         alpha: float = 0.05,
+        accepted_by: Conditioning = "score",
     ) -> None:
         super().__init__()
         _check_parts(task, score, roi_test, loss)
         self.task, self.score = task, score
         self._extracts = callable(getattr(task, "extract", None))
+        self._conditions = (Conditions(accepted_by, score, task, extracts=self._extracts),)
         self._roi_test = (roi_test,)  # a tuple, so that it is not registered as a submodule and moved
         self.input_key, self.target_key, self.group_key = input_key, target_key, group_key
         self.activation, self.loss = activation_of(activation), loss
@@ -231,10 +240,11 @@ class SelectiveInferenceTask(LightningModule):
             if not fresh:
                 return
             x, target, outputs = (take_rows(part, slice(fresh)) for part in (x, target, outputs))
+            groups = None if groups is None else take_rows(groups, slice(fresh))
         preds = outputs["predictions"]
         preds = preds if self.activation is None else self.activation(preds)
         loss = self._loss(preds, target, fresh)
-        regions = self._regions(x, outputs["selected"])
+        regions = self._regions(x, outputs, groups)
         for place in (0,) if len(self._reports) == 1 else (0, loader + 1):
             self._report(place).update(preds, target, outputs, loss, regions)
         if keep:
@@ -254,12 +264,13 @@ class SelectiveInferenceTask(LightningModule):
         self._without_loss = True
         return None
 
-    def _regions(self, x: Any, selected: Tensor) -> RegionResults | None:
+    def _regions(self, x: Any, outputs: Mapping[str, Any], groups: Any) -> RegionResults | None:
         if self.roi_test is None:
             return None
         if not isinstance(x, Tensor):
             raise InvalidTypeError(f"roi_test needs inputs that are a tensor; got {type(x).__name__}")
-        return run_tests(self.roi_test, x, selected)
+        conditions = self._conditions[0].of(self.roi_test, x, outputs["score"], groups)
+        return run_tests(self.roi_test, x, outputs["selected"], conditions)
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the report, and join the kept outputs."""
@@ -298,10 +309,11 @@ class SelectiveInferenceTask(LightningModule):
             for samples that were rejected or have no region.
         """
         x = batch if self._extracts else input_of(batch, self.input_key)
-        outputs: dict[str, Any] = self(x, self._groups(batch))
+        groups = self._groups(batch)
+        outputs: dict[str, Any] = self(x, groups)
         if self.roi_test is None:
             return outputs
-        regions = self._regions(input_of(batch, self.input_key), outputs["selected"])
+        regions = self._regions(input_of(batch, self.input_key), outputs, groups)
         return outputs if regions is None else {**outputs, "p_value": regions.p_value}
 
     def get_risk_coverage_curve(self, dataloader_idx: int | None = None) -> RiskCoverage | None:

@@ -34,7 +34,7 @@ class EventCache:
         others = tuple((name, value.cpu().numpy().tobytes()) for name, value in inputs.others.items())
         # What is told apart by its address is kept alive with it, so that nothing else can have it.
         key: tuple[object, ...] = (id(acceptance.score), id(acceptance.model), acceptance.layer)
-        key += (acceptance.pool, acceptance.prediction, acceptance.threshold)
+        key += (acceptance.pool, acceptance.prediction)
         key += (_state(acceptance.score), shape, others)
         if self._kept is None or self._kept[0] != key:
             event = build_event(
@@ -47,7 +47,7 @@ class EventCache:
                 seed=test.seed,
             )
             self._kept = (key, acceptance, event)
-        return self._kept[2]
+        return self._kept[2].at(acceptance)
 
 
 def _state(score: UncertaintyScore) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selkit.embeddings.sources import pooled
-from selkit.errors import InvalidInputError
+from selkit.embeddings.sources import Pool, pooled
+from selkit.errors import InvalidInputError, NotAvailableError
 from selkit.graph import Program
 from selkit.inference.acceptance.given import Acceptance
 from selkit.inference.acceptance.sets import ScoreSet, score_set
@@ -39,8 +40,13 @@ class AcceptanceEvent:
         self.acceptance, self.program = acceptance, program
         self.set: ScoreSet = score_set(acceptance.score)
         self.limit = acceptance.limit()
-        self.pool = acceptance.score._where["pool"] if acceptance.pool is None else acceptance.pool
         self.follower = Follower(program, _stack(program))
+
+    def at(self, acceptance: Acceptance) -> AcceptanceEvent:
+        """Return the event with the threshold of another acceptance, which is the same in all else."""
+        event = copy.copy(self)
+        event.acceptance, event.limit = acceptance, acceptance.limit()
+        return event
 
     def observe(self, image: Tensor) -> tuple[float, float, bool]:
         """The score of an image, its threshold, and whether it is accepted, by the score's own code.
@@ -56,10 +62,11 @@ class AcceptanceEvent:
         query: Any = features
         if len(values) > 1:
             query = {"embedding": features[:, : self._width], "prediction": self._predicted(features)}
-        value = score.score(query)
-        if self.acceptance.threshold is not None:
-            return float(value), self.limit, float(value) <= self.limit
-        return float(value), self.limit, bool(score.select(query)["selected"])
+        if self.acceptance.threshold is None:
+            found = score.select(query)
+            return float(found["score"]), self.limit, bool(found["selected"])
+        value = float(score.score(query))
+        return value, self.limit, value <= self.limit
 
     def on(self, line: Line, windows: Intervals) -> Intervals:
         """Return the part of windows on which the input is accepted.
@@ -107,10 +114,23 @@ class AcceptanceEvent:
                 f"the value {names[0]!r} has shape {tuple(value.shape[1:])}; the score needs one row for "
                 "each image, a first axis of 1: choose another value in embedding="
             )
-        features = value[:, 0] if score.feature == "logits" else pooled(value[:, 0], self.pool)
+        features = value[:, 0]
+        if score.feature == "embedding" and (features.ndim != 2 or self.acceptance.pool is not None):
+            features = pooled(features, self._pool())
         if len(names) == 1:
             return features
         return torch.cat([features, values[names[1]].flatten(1)], 1)
+
+    def _pool(self) -> Pool:
+        """How a feature map becomes a vector, which must be linear."""
+        own = self.acceptance.pool
+        pool: Pool = self.acceptance.score._where["pool"] if own is None else own
+        if callable(pool):
+            raise NotAvailableError(
+                "accepted_by is not available for a score whose pool is a function, because selkit cannot "
+                "follow it along a line; make it part of the ONNX model, and name its result in embedding="
+            )
+        return pool
 
     @property
     def _width(self) -> int:

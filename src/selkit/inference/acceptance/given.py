@@ -29,7 +29,8 @@ class Acceptance:
         The ONNX model with the embedding, which takes the same image: a file, its bytes, a loaded model.
         Without it the model whose region is tested.
     pool
-        As in :meth:`selkit.scores.UncertaintyScore.fit`; without it that of the score.
+        "mean", "tokens" or "flatten", as in :meth:`selkit.scores.UncertaintyScore.fit`; without it that of
+        the score, where the value is not a vector already.
     prediction
         For class-wise scores: name of the logits whose largest is the predicted class (whose positive ones
         are the predicted labels, where there are several).
