@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import selkit
-from selkit.cli import demo, fit, ops, report, roi, select
+from selkit.cli import bundle, demo, explain, fit, ops, report, roi, select
 from selkit.cli.console import Console, Exit, TerminatedError, one_line
 from selkit.cli.options import parent
 from selkit.errors import SelkitError
 
-COMMANDS = (fit, select, roi, report, demo, ops)
+COMMANDS = (fit, select, roi, explain, bundle, report, demo, ops)
 
 EPILOG = """\
 exit codes:

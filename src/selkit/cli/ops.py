@@ -13,6 +13,9 @@ from selkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from selkit.graph import Graph
+    from selkit.graph.ops.base import Kind, Operator
+
+NO_RULE = "no rule"
 
 EXAMPLES = """\
   selkit ops model.onnx
@@ -98,6 +101,8 @@ def run(options: Namespace, console: Console) -> Exit:
     else:
         lines = _supported(graph)
         verdict = _verdict(graph, options.shape, options.output_index)
+        if any(line.attribution == NO_RULE for line in lines):
+            verdict += "\nthe model cannot be explained by its graph; say --method permutation"
     bad = sum(line.nodes for line in lines if not line.supported)
     console.out(table(lines))
     console.out(f"\n{verdict}")
@@ -130,25 +135,37 @@ def _supported(graph: Graph) -> list[Line]:
     from selkit.graph.ops.table import LINE
 
     live = {spec.name for spec in graph.inputs}
-    counts: dict[tuple[str, Kind], int] = {}
+    counts: dict[tuple[str, Kind, str], int] = {}
     for node in graph.nodes:
         kind = node.operator.kind([name in live for name in node.inputs])
         if kind is not Kind.CONSTANT:
             live.update(node.outputs)
-        counts[node.op_type, kind] = counts.get((node.op_type, kind), 0) + 1
+        key = node.op_type, kind, attribution(node.operator, kind)
+        counts[key] = counts.get(key, 0) + 1
     return [
-        Line(name, count, supported=True, kind=kind.value, line=LINE[kind], attribution=attribution(kind))
-        for (name, kind), count in sorted(counts.items(), key=lambda item: (item[0][0], item[0][1].value))
+        Line(name, count, supported=True, kind=kind.value, line=LINE[kind], attribution=rule)
+        for (name, kind, rule), count in sorted(
+            counts.items(), key=lambda item: (item[0][0], item[0][1].value, item[0][2])
+        )
     ]
 
 
-def attribution(kind: Any) -> str:
+def attribution(operator: Operator, kind: Kind) -> str:
     """How an explanation goes through an operator."""
-    from selkit.graph.ops.base import Kind
+    from selkit.explain.rules import has_rule
+    from selkit.graph.ops.base import Composite, Kind
 
+    words = {
+        Kind.AFFINE: "transpose",
+        Kind.PIECEWISE_LINEAR: "rescale rule",
+        Kind.SMOOTH: "rescale rule",
+        Kind.PRODUCT: "averaged product",
+    }
     if kind is Kind.CONSTANT:
         return "no contribution"
-    return ""
+    if has_rule(operator):
+        return words.get(kind, "rule of its own")
+    return "as its parts" if isinstance(operator, Composite) else NO_RULE
 
 
 def _unsupported(model: str, error: Any) -> list[Line]:

@@ -75,7 +75,9 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="FILE", help=".csv, .json or .jsonl; else CSV on standard output"
     )
     parser.add_argument("--regions", type=Path, metavar="FILE.npy", help="also write the regions, (N, H, W)")
-    _add_hypothesis(parser)
+    group = parser.add_argument_group("region and hypothesis")
+    add_region(group)
+    _add_contrast(group)
     noise = parser.add_argument_group("noise of the images").add_mutually_exclusive_group(required=True)
     noise.add_argument(
         "--var", metavar="V", help="its variance: a number, or a .npy file with an array or a matrix"
@@ -97,21 +99,67 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
     shared.add_resume(parser)
 
 
-def _add_hypothesis(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("region and hypothesis")
-    which = group.add_mutually_exclusive_group(required=True)
-    which.add_argument("--threshold", type=float, help="the region is where the score map is above this")
-    which.add_argument("--top", type=shared.count, metavar="K", help="the region is the K largest scores")
-    which.add_argument("--argmax", type=int, metavar="CLASS", help="where this class is largest")
-    group.add_argument("--use-norm", action="store_true", help="scale the map to [0, 1] before --threshold")
+def add_region(group: argparse._ArgumentGroup, *, prefix: str = "", required: bool = True) -> None:
+    """What makes a region; with a prefix the options are called ``--roi-threshold`` and so on."""
+    which = group.add_mutually_exclusive_group(required=required)
+    which.add_argument(
+        f"--{prefix}threshold",
+        dest="threshold",
+        type=float,
+        metavar="T",
+        help="where the score map is above this",
+    )
+    which.add_argument(
+        f"--{prefix}top",
+        dest="top",
+        type=shared.count,
+        metavar="K",
+        help="the region is the K largest scores",
+    )
+    which.add_argument(
+        f"--{prefix}argmax", dest="argmax", type=int, metavar="CLASS", help="where this class is largest"
+    )
     group.add_argument(
-        "--post",
+        f"--{prefix}use-norm",
+        dest="use_norm",
+        action="store_true",
+        help=f"scale the map to [0, 1] before --{prefix}threshold",
+    )
+    group.add_argument(
+        f"--{prefix}post",
+        dest="post",
         type=step,
         action="append",
         default=[],
         metavar="STEP",
         help=f"from output to score map, in order: {', '.join(STEPS)}; average:SIZE, gaussian:SIZE:SIGMA",
     )
+    group.add_argument(
+        f"--{prefix}output-index",
+        dest="output_index",
+        type=int,
+        default=0,
+        metavar="I",
+        help="which output is the map (default: 0)",
+    )
+
+
+def has_region(options: Namespace) -> bool:
+    """Whether the options say what makes a region.
+
+    Raises
+    ------
+    InvalidInputError
+        If they say only half of it.
+    """
+    if any(getattr(options, name) is not None for name in ("threshold", "top", "argmax")):
+        return True
+    if options.use_norm or options.post or options.output_index:
+        raise InvalidInputError("options of a region need --roi-threshold, --roi-top or --roi-argmax")
+    return False
+
+
+def _add_contrast(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--hypothesis",
         choices=["background", "neighborhood", "reference"],
@@ -120,7 +168,6 @@ def _add_hypothesis(parser: ArgumentParser) -> None:
     )
     group.add_argument("--neighborhood", type=shared.count, default=1, metavar="PIXELS", help="its width")
     group.add_argument("--reference", metavar="FILE", help="one image for each, or one for all")
-    group.add_argument("--output-index", type=int, default=0, metavar="I", help="which output is the map")
 
 
 def step(text: str) -> tuple[str, tuple[float, ...]]:
@@ -171,10 +218,12 @@ def run(options: Namespace, console: Console) -> Exit:
 
 
 def load_test(options: Namespace) -> RoiTest:
-    """The model with its hypothesis."""
+    """The model with its hypothesis; the noise matters only where something is tested."""
     import selkit
 
-    return selkit.load(options.model, make_hypothesis(options), var=_variance(options), seed=options.seed)
+    known = vars(options)
+    variance = _variance(options) if "var" in known else None
+    return selkit.load(options.model, make_hypothesis(options), var=variance, seed=known.get("seed"))
 
 
 def make_hypothesis(options: Namespace) -> Hypothesis:
@@ -197,9 +246,10 @@ def make_hypothesis(options: Namespace) -> Hypothesis:
         "use_norm": options.use_norm,
         "o_idx": options.output_index,
     }
-    if options.hypothesis == "reference":
+    contrast = vars(options).get("hypothesis", "background")
+    if contrast == "reference":
         return inference.ReferenceMeanDiff(**common)
-    if options.hypothesis == "neighborhood":
+    if contrast == "neighborhood":
         return inference.NeighborMeanDiff(**common, neighborhood_range=options.neighborhood)
     return inference.BackMeanDiff(**common)
 
