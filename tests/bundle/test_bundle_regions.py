@@ -64,7 +64,8 @@ def model(batch="N", opset=17, channels=1):
 
 @dataclass(frozen=True)
 class Scaled(PostProcess):
-    """Lowered by half the largest of the map, and flattened on the way: what breaks if batches are not looked "
+    """Lowered by half the largest of the map, and flattened on the way: what breaks if batches are not "
+    "looked "
     "at."""
 
     def build(self, g, score, x):
