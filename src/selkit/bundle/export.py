@@ -205,10 +205,11 @@ def _called(names: Mapping[str, str] | None) -> dict[str, str]:
 
 def _target(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
-    if target.is_dir() or not target.parent.is_dir():
+    folder = os.path.isdir(target)  # False where the name is too long for the system  # noqa: PTH112
+    if folder or not target.parent.is_dir():
         raise InvalidInputError(
             f"path is {target}, which "
-            f"{'is a folder' if target.is_dir() else 'lies in no existing folder'}; give "
+            f"{'is a folder' if folder else 'lies in no existing folder'}; give "
             "the path of a file to write"
         )
     return target
