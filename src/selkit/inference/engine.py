@@ -29,19 +29,22 @@ DENSITY = 0.05
 SMALL = 2**22
 """Bytes of the largest value over all linear pieces that are left below which they are just followed."""
 
-DIRECT = 2**25
+DIRECT = 2**23
 """Bytes of the largest value over all linear pieces of the line below which double precision is enough."""
 
 SLIVERS = 1e-3
 """Share of followed windows that single precision may leave open before double precision takes over."""
 
-PROBES = 6
-"""Windows on which the width that bounds can decide is found out."""
+HOME = 128
+"""Linear pieces that the first look to either side of the statistic is guessed to hold."""
+
+SURVEYS, SURVEYED = 12, 4.0
+"""Windows that are looked at first, and how far they reach beyond the statistic and the null value."""
 
 WORTH = 6.0
 """Bounds cost about as much as this many linear pieces."""
 
-CACHE = 2**24
+CACHE = 2**25
 """Bytes of the largest value that one stack may hold: enough to drown overhead, few enough for the cache."""
 
 SAFETY = 32.0
@@ -67,7 +70,8 @@ class Engine:
         self.exact = self.fast = Follower(program, _stack(program))
         self.bytes, self.tolerance = _largest(program), 0.0
         self.density = max(DENSITY * _switches(program), 1.0)
-        if 2 * REACH * self.density * self.bytes > DIRECT:
+        self.direct = 2 * REACH * self.density * self.bytes <= DIRECT
+        if not self.direct:
             fast = program.single
             self.fast = Follower(fast, _stack(fast))
             self.bytes, self.tolerance = _largest(fast), SAFETY * self._rounding(program, fast)
@@ -100,10 +104,11 @@ class Engine:
                 return
 
     def _explore(self, search: Search) -> None:
+        able = 0.0 if self.direct else self._survey(search)
         density = self._home(search)
         if search.finished():
             return
-        pace = self._pace(search, density)
+        pace = self._pace(search, density, able)
         while not search.finished():
             windows = search.propose(pace.width, pace.count)
             if not windows:
@@ -122,7 +127,7 @@ class Engine:
 
         Returns the density of linear pieces there.
         """
-        width, density = 0.25 * self.fast.limit / self.density, self.density
+        width, density = HOME / self.density, self.density
         while not search.finished() and not search.home_is_known():
             windows = search.propose(width, 2)
             if not windows:
@@ -130,29 +135,41 @@ class Engine:
             before = self.pieces
             self.follow(np.array(windows), search)
             density = (self.pieces - before) / sum(high - low for low, high in windows)
-            width = 0.25 * self.fast.limit / density
+            width = min(0.25 * self.fast.limit / density, 4 * width)
         return density
 
-    def _pace(self, search: Search, density: float) -> _Pace:
-        """Decide how to go on: follow the rest at once if that is little, else find out what bounds can do.
+    def _survey(self, search: Search) -> float:
+        """Look at bounds all over the middle of the line; return how wide windows may be for them.
 
         A bound's radius grows with the square of the width, so one try at some width tells at which it is
-        as small as the margin. Where that window has no more than a few pieces, following it is cheaper.
+        as small as the margin.
+        """
+        low, high = sorted((search.stat, search.center))
+        edges = np.linspace(low - SURVEYED, high + SURVEYED, SURVEYS + 1)
+        rows = intersection(
+            complement(search.searched, search.domain), np.column_stack([edges[:-1], edges[1:]])
+        )
+        if not len(rows):
+            return 0.0
+        self.windows += len(rows)
+        ends = torch.from_numpy(rows).to(self.line.a.device)
+        bands = self.bounder.bound(self.line, ends)
+        search.record(self.event.settle_bands(bands, ends, self.tolerance))
+        slack = self.event.slack(bands, self.tolerance)
+        return float(np.median((rows[:, 1] - rows[:, 0]) * np.sqrt(slack)))
+
+    def _pace(self, search: Search, density: float, able: float) -> _Pace:
+        """Decide how to go on: follow the rest at once if that is little, or use bounds if they decide much.
+
+        Where the window that bounds can decide has no more than a few pieces, following it is cheaper.
         """
         limit = self.fast.limit
-        straight = _Pace(0.5 * limit / max(density, 1e-3), 1, False, limit)
-        rest = search.rest()
-        if density * length(rest) * self.bytes <= SMALL:
+        if density * length(search.rest()) * self.bytes <= SMALL:
             return _Pace(1e6, 8, False, limit)
-        windows = search.propose(straight.width, PROBES)
-        if not windows:
-            return straight
-        ends = torch.tensor(windows, dtype=torch.float64, device=self.line.a.device)
-        slack = self.event.slack(self.bounder.bound(self.line, ends), self.tolerance)
-        able = straight.width * float(np.sqrt(np.median(slack)))
+        width = 0.5 * limit / max(density, 1e-3)
         if able * density < WORTH:
-            return straight
-        return _Pace(min(0.7 * able, 4 * straight.width), self.batch, True, limit)
+            return _Pace(width, 1, False, limit)
+        return _Pace(min(0.7 * able, 4 * width), self.batch, True, limit)
 
     def bound(self, windows: Sequence[Window]) -> Settled:
         """Learn what the bounds of whole windows tell."""
@@ -271,11 +288,12 @@ def _switches(program: Program) -> int:
 
 
 def _largest(program: Program) -> int:
-    """Bytes of a program's largest value at one point."""
+    """Bytes of a program's largest live value at one point."""
     size = torch.finfo(program.dtype).bits // 8
-    return size * max(int(np.prod(shape)) for shape in program.shapes.values())
+    live = {*program.inputs, *(name for step in program.steps for name in step.outputs if name)}
+    return size * max(int(np.prod(program.shapes[name])) for name in live)
 
 
 def _stack(program: Program) -> int:
     """How many points of a program fit into one stack."""
-    return int(np.clip(CACHE // _largest(program), 64, 1024))
+    return int(np.clip(CACHE // _largest(program), 64, 2048))

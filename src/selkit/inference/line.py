@@ -8,6 +8,7 @@ breakpoints that they cause, where all values that are still needed are interpol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -144,7 +145,7 @@ def knot_crossings(step: Step, operands: Sequence[Tensor | None], joined: Tensor
         after = flat[pair + 1, element].to(torch.float64) - level
         pairs.append(pair)
         weights.append(before / (before - after))
-    return _gather(pairs, weights, joined)
+    return _gather(pairs, weights, joined.device)
 
 
 def _nonzero(mask: Tensor, joined: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,39 +161,64 @@ def _nonzero(mask: Tensor, joined: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def winner_crossings(
-    step: Step, operands: Sequence[Tensor | None], joined: Tensor, size: int
-) -> tuple[Crossings, Tensor]:
+    step: Step, operands: Sequence[Tensor | None], winner: Tensor, pairs: Tensor, size: int
+) -> Crossings:
     """Where the winner of a maximum changes to the one at the next breakpoint.
 
     If one candidate wins at both ends it does in between: a maximum of lines is convex. Else the lines of
-    the two winners meet in between; there a third one may win, so the caller looks again. The winners at
-    the breakpoints are returned, too.
+    the two winners meet in between; there a third one may win, so the caller looks again.
+
+    Parameters
+    ----------
+    step, operands
+        The maximum and its inputs, a stack of ``size``.
+    winner
+        What it chooses at each breakpoint.
+    pairs
+        Breakpoints to compare with the one after them, int64, ascending.
+    size
+        Of the stack.
     """
-    operator = step.operator
-    if not isinstance(operator, Maximum):
-        raise TypeError(f"{step.operator} is not a maximum")
-    winner = operator.argmax(*operands)
-    changed = (winner[1:] != winner[:-1]).flatten(1).any(1) & joined
-    rows = changed.nonzero(as_tuple=True)[0]
-    if not len(rows):
-        return _gather([], [], joined), winner
-    left = [_stacked(value, rows, size) for value in operands]
-    right = [_stacked(value, rows + 1, size) for value in operands]
-    first, last = winner[rows], winner[rows + 1]
+    operator = _maximum(step)
+    first, last = _both(winner, pairs)
+    changed = (first != last).flatten(1).any(1)
+    pairs = pairs[changed]
+    if not len(pairs):
+        return _gather([], [], pairs.device)
+    first, last = first[changed], last[changed]
+    left = [_stacked(value, pairs, size) for value in operands]
+    right = [_stacked(value, pairs + 1, size) for value in operands]
     mask = first != last
     sign = operator.sign
     left_lead = sign * (operator.pick(first, *left) - operator.pick(last, *left))[mask]
     right_lead = sign * (operator.pick(last, *right) - operator.pick(first, *right))[mask]
     left_lead, right_lead = left_lead.to(torch.float64), right_lead.to(torch.float64)
     # Leads within rounding are ties: else two equal candidates would take turns for ever.
-    largest = max(
-        float(value.abs().max()) for value in operands if value is not None and value.is_floating_point()
-    )
+    largest = max(map(_largest, operands))
     tie = 4 * torch.finfo(torch.float64 if operands[0] is None else operands[0].dtype).eps * largest
     meet = (left_lead > tie) & (right_lead > tie)
-    pair = rows[mask.nonzero(as_tuple=True)[0]]
-    found = _gather([pair[meet]], [left_lead[meet] / (left_lead[meet] + right_lead[meet])], joined)
-    return found, winner
+    pair = pairs[mask.nonzero(as_tuple=True)[0]]
+    return _gather([pair[meet]], [left_lead[meet] / (left_lead[meet] + right_lead[meet])], pairs.device)
+
+
+def _maximum(step: Step) -> Maximum:
+    if not isinstance(step.operator, Maximum):
+        raise TypeError(f"{step.operator} is not a maximum")
+    return step.operator
+
+
+def _both(value: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """A value's rows at some breakpoints and at those after them."""
+    if len(pairs) == len(value) - 1:
+        return value[:-1], value[1:]
+    return value.index_select(0, pairs), value.index_select(0, pairs + 1)
+
+
+def _largest(value: Tensor | None) -> float:
+    if value is None or not value.is_floating_point():
+        return 0.0
+    low, high = torch.aminmax(value)
+    return max(-float(low), float(high))
 
 
 def _stacked(value: Tensor | None, rows: Tensor, size: int) -> Tensor | None:
@@ -200,9 +226,9 @@ def _stacked(value: Tensor | None, rows: Tensor, size: int) -> Tensor | None:
     return value if value is None or value.shape[0] != size or size == 1 else value.index_select(0, rows)
 
 
-def _gather(pairs: list[Tensor], weights: list[Tensor], joined: Tensor) -> Crossings:
+def _gather(pairs: list[Tensor], weights: list[Tensor], device: torch.device) -> Crossings:
     if not pairs:
-        nothing = torch.empty(0, dtype=torch.int64, device=joined.device)
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
         return Crossings(nothing, nothing.to(torch.float64))
     return Crossings.of(torch.cat(pairs), torch.cat(weights))
 
@@ -243,11 +269,12 @@ class Follower:
     def _run(self, trace: Trace, start: int) -> Iterator[Trace]:
         for index in range(start, len(self.program.steps)):
             step = self.program.steps[index]
-            winner = None
+            winners: _Winners | None = None
             while step.kind in (Kind.PIECEWISE_LINEAR, Kind.MAXIMUM):
                 operands = self._operands(step, trace)
                 if step.kind is Kind.MAXIMUM:
-                    found, winner = winner_crossings(step, operands, trace.joined, len(trace.z))
+                    winners = winners or _Winners.of(step, operands, trace.joined)
+                    found = winner_crossings(step, operands, winners.chosen, winners.open, len(trace.z))
                 else:
                     found = knot_crossings(step, operands, trace.joined)
                 if not len(found):
@@ -258,9 +285,10 @@ class Follower:
                         yield from self._run(part, index)
                     return
                 trace = trace.insert(found.pair, found.weight)
-                if step.kind is Kind.PIECEWISE_LINEAR:
+                if winners is None:
                     break
-            trace = self._apply(step, trace, winner)
+                winners = winners.insert(step, self._operands(step, trace), found.pair, len(trace.z))
+            trace = self._apply(step, trace, None if winners is None else winners.chosen)
         yield replace(trace, values={name: trace.values[name] for name in self.program.outputs})
 
     def _operands(self, step: Step, trace: Trace) -> list[Tensor | None]:
@@ -283,16 +311,50 @@ class Follower:
         return replace(trace, values=values)
 
     def _parts(self, trace: Trace, found: Crossings) -> list[Trace]:
-        """Cut a trace so that no part outgrows the limit once ``found`` is inserted."""
+        """Cut a trace into about equal parts that do not outgrow the limit once ``found`` is inserted."""
         count = len(trace.z)
-        if count + len(found) <= self.limit or count == 2:
+        total = count + len(found)
+        if total <= self.limit or count == 2:
             return [trace]
         inserted = torch.bincount(found.pair, minlength=count - 1)
         room = torch.cumsum(inserted + 1, 0).tolist()
+        size = math.ceil(total / math.ceil(total / self.limit))
         parts, begin, used = [], 0, 0
         for pair in range(count - 1):
-            if pair > begin and room[pair] - used + 1 > self.limit:
+            if pair > begin and room[pair] - used + 1 > size:
                 parts.append(trace.part(begin, pair))
                 begin, used = pair, room[pair - 1]
         parts.append(trace.part(begin, count - 1))
         return [part for part in parts if bool(part.joined.any())]
+
+
+@dataclass(frozen=True)
+class _Winners:
+    """What a maximum chooses at each breakpoint, and which neighbours are still to be compared.
+
+    Attributes
+    ----------
+    chosen
+        Indices of shape (K, *value).
+    open
+        Breakpoints that are to be compared with the one after them.
+    """
+
+    chosen: Tensor
+    open: Tensor
+
+    @staticmethod
+    def of(step: Step, operands: Sequence[Tensor | None], joined: Tensor) -> _Winners:
+        """Choose at all breakpoints."""
+        return _Winners(_maximum(step).argmax(*operands), joined.nonzero(as_tuple=True)[0])
+
+    def insert(self, step: Step, operands: Sequence[Tensor | None], pair: Tensor, size: int) -> _Winners:
+        """Choose at breakpoints that were inserted after ``pair``; only their neighbourhood is open now."""
+        new = pair + 1 + torch.arange(len(pair), device=pair.device)
+        kept = torch.ones(size, dtype=torch.bool, device=pair.device)
+        kept[new] = False
+        chosen = self.chosen.new_empty((size, *self.chosen.shape[1:]))
+        chosen[kept] = self.chosen
+        rows = [_stacked(value, new, size) for value in operands]
+        chosen[new] = _maximum(step).argmax(*rows)
+        return _Winners(chosen, torch.unique(torch.cat([new - 1, new])))
