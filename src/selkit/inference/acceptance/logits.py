@@ -107,6 +107,10 @@ class LogitSet(ScoreSet):
 
     def below(self, start: Floats, stop: Floats, threshold: float) -> Spans:
         """Where the score is at most a threshold."""
+        with torch.inference_mode(False), torch.enable_grad():  # slopes are torch's derivatives
+            return self._below(start, stop, threshold)
+
+    def _below(self, start: Floats, stop: Floats, threshold: float) -> Spans:
         first = self.score._canonical(torch.from_numpy(np.ascontiguousarray(start)))
         last = self.score._canonical(torch.from_numpy(np.ascontiguousarray(stop)))
         logits = first.values / self.score.T
@@ -117,19 +121,20 @@ class LogitSet(ScoreSet):
 
         def parts(t: Floats, rows: Index) -> tuple[Floats, Floats, Floats, Floats]:
             place = torch.from_numpy(rows)
-            base, slope, at = logits[place], rise[place], torch.from_numpy(t)
+            base, slope = logits[place], rise[place]
             curve, tilt = bend[rows] * t**2 / 2, bend[rows] * t
-            plus, plus_slope = _along(split.plus, base, slope, at)
-            minus, minus_slope = _along(split.minus, base, slope, at)
+            plus, plus_slope = _along(split.plus, base, slope, t)
+            minus, minus_slope = _along(split.minus, base, slope, t)
             return plus + curve, plus_slope + tilt, minus + curve + threshold, minus_slope + tilt
 
         return difference_below(parts, len(start))
 
 
-def _along(function: Values | None, base: Tensor, rise: Tensor, t: Tensor) -> tuple[Floats, Floats]:
+def _along(function: Values | None, base: Tensor, rise: Tensor, places: Floats) -> tuple[Floats, Floats]:
     """Value and slope of a function on lines."""
     if function is None:
-        return np.zeros(len(t)), np.zeros(len(t))
-    where = base + t[:, None, None] * rise
-    both = torch.func.jvp(function, (where,), (rise,))
-    return both[0].numpy(), both[1].numpy()
+        return np.zeros(len(places)), np.zeros(len(places))
+    t = torch.tensor(places, requires_grad=True)
+    value = function(base + t[:, None, None] * rise)
+    (slope,) = torch.autograd.grad(value.sum(), t)  # no row depends on another one's place
+    return value.detach().numpy(), slope.numpy()

@@ -97,6 +97,8 @@ def difference_below(parts: Parts, count: int) -> Spans:
     >>> found.low.tolist(), found.high.tolist()
     ([0.0], [0.5])
     """
+    if not count:
+        return Spans.where(np.zeros(0, dtype=bool))
     row = np.arange(count, dtype=np.int64)
     left, right = np.zeros(count), np.ones(count)
     at_left, at_right = parts(left, row), parts(right, row)
