@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import selkit
+from selkit.explain.explainer import Explainer
 from selkit.inference import Abs, BackMeanDiff, GaussianFilter
 from selkit.scores import (
     EnergyScore,
@@ -47,12 +48,14 @@ def scores(fit_on, calibrate_on):
 
 @pytest.fixture
 def files(scores, network, judge, tmp_path):
-    """Bundles with regions, the inputs, and what Python says of each."""
+    """Bundles with regions, one with an explanation, the inputs, and what Python says of each."""
     np.save(tmp_path / "x.npy", judge.images[:7])
     roi = BackMeanDiff(threshold=1.0, o_idx=1, post_process=[Abs(), GaussianFilter(3)])
     model = mapped(network)
     for number, score in enumerate(scores):
         options = {} if score.feature == "logits" else {"embedding": "embedding"}
+        if number == len(scores) - 1:
+            options["explainer"] = Explainer(model, judge.images[7:10])
         bundle = selkit.export_bundle(
             model, score=score, roi=roi, path=tmp_path / f"{number}.onnx", **options
         )

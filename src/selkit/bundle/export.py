@@ -17,7 +17,7 @@ import selkit
 from selkit.bundle.decision import Limit, calibrated, decide, score_dtype, slack_of
 from selkit.bundle.description import Description, ScoreInfo, guarantee_of, plain
 from selkit.bundle.emitter import Emitter, as_array, known_values
-from selkit.bundle.explanation import emit_attribution
+from selkit.bundle.explanation import emit_attribution, exported, same_opset
 from selkit.bundle.loaded import Bundle, Origin
 from selkit.bundle.regions import emit_region
 from selkit.bundle.source import check_names, check_value, features, find_value, inputs_of, read_source
@@ -29,7 +29,7 @@ from selkit.inference.roi import RoiTest
 from selkit.scores.base import UncertaintyScore
 
 ThresholdInput = Literal["optional", "required", "fixed"]
-NAMES = ("threshold", "score", "selected", "score_map", "roi", "attribution")
+NAMES = ("threshold", "score", "selected", "score_map", "roi", "attribution", "target")
 LARGEST = 2**31 - 1  # bytes in one file: protobuf counts in 32 bits
 
 
@@ -123,10 +123,14 @@ def export_bundle(
     called = _called(names)
     proto = read_source(model)
     origin = Origin(_copy(proto), score, roi, explainer)
+    explanation = None
+    if explainer is not None:
+        explanation = exported(explainer)
+        proto = same_opset(proto, explanation)
     taken = known_values(proto.graph)
     wanted = ["threshold", "score", "selected"] if score is not None else []
     wanted += ["score_map", "roi"] if roi is not None else []
-    wanted += ["attribution"] if explainer is not None else []
+    wanted += ["attribution", "target"] if explainer is not None else []
     check_names([called[name] for name in wanted], taken)
     g = Emitter(proto, max_references)
     batch = _batch(proto)
@@ -144,8 +148,8 @@ def export_bundle(
         description = replace(
             description, score=info, threshold=called["threshold"], threshold_input=threshold_input
         )
-    if explainer is not None:
-        attribution, told = emit_attribution(g, explainer)
+    if explanation is not None:
+        attribution, told = emit_attribution(g, explainer, explanation, called)
         added.append(("attribution", attribution))
         description = replace(description, explainer=told)
     for name, value in added:

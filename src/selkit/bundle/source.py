@@ -37,20 +37,20 @@ def read_source(model: Source) -> onnx.ModelProto:
     proto = read(model)
     foreign = [
         UnsupportedNode(
-            node.name, node.op_type, node.domain, _opset(proto, node.domain), "not a standard operator"
+            node.name, node.op_type, node.domain, opset_of(proto, node.domain), "not a standard operator"
         )
         for node in proto.graph.node
         if node.domain not in STANDARD
     ]
     if foreign:
         raise UnsupportedModelError(foreign, "bundle this model")
-    if _opset(proto, "") < OLDEST:
+    if opset_of(proto, "") < OLDEST:
         try:
             proto = onnx.version_converter.convert_version(proto, USED)
         # the C++ converter raises whatever its checks raise
         except Exception as error:
             raise NotAvailableError(
-                f"the model uses opset {_opset(proto, '')}; a bundle needs {OLDEST} or newer, and ONNX "
+                f"the model uses opset {opset_of(proto, '')}; a bundle needs {OLDEST} or newer, and ONNX "
                 "cannot "
                 f"convert it ({error}); export the model again with opset_version={USED}"
             ) from error
@@ -62,7 +62,8 @@ def read_source(model: Source) -> onnx.ModelProto:
     return proto
 
 
-def _opset(proto: onnx.ModelProto, domain: str) -> int:
+def opset_of(proto: onnx.ModelProto, domain: str = "") -> int:
+    """The version of a domain that a model imports, 0 if it does not."""
     names = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
     return next((entry.version for entry in proto.opset_import if entry.domain in names), 0)
 
