@@ -86,5 +86,6 @@ def score_set(score: UncertaintyScore) -> ScoreSet:
             f"score is below its threshold along a line; known are {known}. Add yours with "
             "selkit.inference.acceptance.register"
         )
+    score._check_fitted()
     with torch.no_grad():
         return build(score)
