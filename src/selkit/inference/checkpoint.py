@@ -197,7 +197,19 @@ class Checkpoint:
         self._file.close()
 
 
-_NUMBERS = frozenset({"p_value", "inf_p", "sup_p", "stat", "scale", "naive_p_value", "seconds"})
+_NUMBERS = frozenset(
+    {
+        "p_value",
+        "inf_p",
+        "sup_p",
+        "stat",
+        "scale",
+        "naive_p_value",
+        "seconds",
+        "score",
+        "p_value_unconditioned",
+    }
+)
 
 
 def _number(name: str, value: object) -> Any:

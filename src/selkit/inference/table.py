@@ -31,6 +31,9 @@ class RoiRow:
         As in :class:`selkit.inference.RoiResult`; NaN where the image could not be tested.
     naive_p_value
         That of a test that ignores the selection.
+    score, p_value_unconditioned
+        Where the p-value is conditioned on acceptance: the image's score, and what the p-value would be
+        without; else NaN and the p-value itself.
     roi_size
         Number of pixels in the region; 0 where the image could not be tested.
     windows
@@ -52,6 +55,8 @@ class RoiRow:
     stat: float = np.nan
     scale: float = np.nan
     naive_p_value: float = np.nan
+    score: float = np.nan
+    p_value_unconditioned: float = np.nan
     roi_size: int = 0
     windows: int = 0
     exact: bool | None = None
@@ -76,6 +81,8 @@ class RoiRow:
             stat=float(result.stat),
             scale=float(result.scale),
             naive_p_value=float(result.naive_p_value()),
+            score=np.nan if result.accepted_by is None else float(result.accepted_by.value),
+            p_value_unconditioned=float(result.p_value_unconditioned),
             roi_size=int(result.roi.sum()),
             windows=int(result.windows),
             exact=bool(result.exact),
