@@ -98,10 +98,13 @@ class Search:
         return p_value(self.distribution, self.stat, self.included, self.alternative)
 
     def finished(self) -> bool:
-        """Whether the goal is reached, or nothing is left to search."""
-        if not len(self.searched):
-            return False
-        return self.goal.reached(*self.bounds()) or not len(complement(self.searched, self.domain))
+        """Whether the goal is reached, or nothing is left to search.
+
+        The interval around the statistic is always looked for, even where its mass would not matter.
+        """
+        if around(self.included, self.stat) is not None and self.goal.reached(*self.bounds()):
+            return True
+        return not len(complement(self.searched, self.domain))
 
     def home_is_known(self) -> bool:
         """Whether both ends of the interval around the statistic are known."""
