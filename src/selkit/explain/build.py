@@ -16,7 +16,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError, UnsupportedModelE
 from selkit.explain.assemble import WEIGHT, Assembler, Names, Parts, divide
 from selkit.explain.permutation import Target, check_target
 from selkit.explain.references import read_references
-from selkit.explain.rules import has_rule, rowwise, write
+from selkit.explain.rules import in_parts, rowwise, write
 from selkit.explain.storage import Facts, Package, options
 from selkit.graph.files import Source
 from selkit.graph.model import Graph, ValueSpec
@@ -54,7 +54,7 @@ def build(
     program = _program(graph, spec, name, given.shape[1:], dtype)
     chosen = check_target(target, program.shapes[name][1])
     rows = _rows(chunk, len(given), program)
-    recipe = write(program, rows)
+    recipe = write(program, rows, graph.opset.get("", 0))
     parts = divide(recipe, cache=True)
     stored = _size(parts, len(given))
     kept = stored <= min(MOST_STORED, _free() // 8) if cache == "auto" else bool(cache)
@@ -107,9 +107,7 @@ def _program(
     graph: Graph, spec: ValueSpec, output: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Program:
     try:
-        program = graph.compile(
-            {spec.name: (1, *shape)}, [output], dtype=dtype, decompose=lambda operator: not has_rule(operator)
-        )
+        program = graph.compile({spec.name: (1, *shape)}, [output], dtype=dtype, decompose=in_parts)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(error.nodes, "explain this model") from error
     found = program.shapes.get(output)

@@ -13,7 +13,7 @@ from selkit.graph.ops import Concat, MaxPool, Relu
 from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute
 from selkit.graph.program import Program, Step
 from selkit.graph.pulling import Pull
-from selkit.graph.symbols import Symbol, Uses
+from selkit.graph.symbols import Symbol, Uses, where
 from selkit.graph.tape import Tape
 from selkit.utils.progress import track
 
@@ -46,11 +46,16 @@ class Recipe:
 
 
 def has_rule(operator: Operator) -> bool:
-    """Whether an operator is explained as a whole, and not by what it is made of."""
+    """Whether an operator has a rule of its own."""
     return type(operator).pull is not Operator.pull
 
 
-def write(program: Program, rows: int) -> Recipe:
+def in_parts(operator: Operator) -> bool:
+    """Whether a composite operator is explained by what it is made of."""
+    return operator.KIND is not Kind.COMPOSITE or not has_rule(operator)
+
+
+def write(program: Program, rows: int, opset: int) -> Recipe:
     """Write the nodes that explain one output of a program with one input and one output.
 
     Raises
@@ -67,20 +72,14 @@ def write(program: Program, rows: int) -> Recipe:
         for source, uses in zip(SOURCES[:2], (Uses.SAMPLE, Uses.REFERENCE), strict=True)
     ]
     stored = {key: tape.stored(value[0], "weight") for key, value in program.constants.items()}
-    writer = _Writer(tape, program, steps, values, stored)
+    writer = _Writer(tape, program, opset, steps, values, stored)
     for step in track(steps, "writing the forward pass", len(steps)):
         writer.forward(step)
     count = program.shapes[output][-1]
     target = tape.source(SOURCES[2], (), Uses.TARGET, torch.int64)
-    ends = tape.lift(torch.tensor([0.0, 1.0], dtype=tape.dtype))
-    seed = tape.op(
-        "OneHot",
-        tape.op("Unsqueeze", target, tape.lift([0]), shape=(1,), dtype=torch.int64),
-        tape.lift([count]),
-        ends,
-        shape=(1, count),
-        axis=-1,
-    )
+    places = tape.lift(torch.arange(count).reshape(1, count))
+    hit = tape.op("Equal", places, target, shape=(1, count), dtype=torch.bool)
+    seed = where(hit, 1.0, 0.0)
     if not writer.problems:
         writer.grads[output] = [seed]
         for step in track(steps[::-1], "writing the way back", len(steps)):
@@ -98,12 +97,14 @@ class _Writer:
         self,
         tape: Tape,
         program: Program,
+        opset: int,
         steps: Sequence[Step],
         values: list[dict[str, Symbol]],
         stored: dict[str, Symbol],
     ) -> None:
         self.tape = tape
         self.program = program
+        self.opset = opset
         self.values = values
         self.stored = stored
         self.grads: dict[str, list[Symbol]] = {}
@@ -117,10 +118,15 @@ class _Writer:
         return [(values[n] if n in values else self.stored[n]) if n else None for n in names]
 
     def _problem(self, step: Step, reason: object) -> None:
-        name = type(step.operator).__name__
         shapes = ", ".join(str(self.program.shapes[n]) for n in step.inputs if n)
         self.problems.append(
-            UnsupportedNode(step.name, name, "", 0, f"{reason} (its inputs have the shapes {shapes})")
+            UnsupportedNode(
+                step.name,
+                type(step.operator).__name__,
+                "",
+                self.opset,
+                f"{reason} (its inputs have the shapes {shapes})",
+            )
         )
 
     def forward(self, step: Step) -> None:

@@ -22,6 +22,8 @@ from selkit.graph.tape import Tape
 
 Pulled = tuple[Symbol | None, ...]
 
+LOWEST = -1e30
+"""What stands for minus infinity."""
 TINY = 1e-30
 """Smaller than any difference that counts; keeps a denominator from 0."""
 
@@ -162,20 +164,22 @@ class Pull:
     def shares(self, axes: Sequence[int]) -> tuple[Symbol, Symbol, Symbol]:
         """The logarithm of the sum of exponentials over axes, at both points, and its multipliers.
 
-        It is a logarithm of a sum of exponentials around the mean of both results: ``log``, a sum and
+        It is a logarithm of a sum of exponentials around the larger of both results: ``log``, a sum and
         ``exp``, each by its own rule.
         """
         totals = []
+        # attention masks are -inf, and the difference of two is not a number
+        self.x, self.r = ((value[0].maximum(LOWEST), *value[1:]) for value in (self.x, self.r))
         for value in (self.x[0], self.r[0]):
             shape = tuple(1 if i in axes else s for i, s in enumerate(value.shape))
             totals.append(self.tape.op("ReduceLogSumExp", value, self.tape.lift(list(axes)), shape=shape))
         total, total_r = totals
-        center = (total + total_r) * 0.5
-        half = ((total - total_r) * 0.5).clamp(-40.0, 40.0)
-        x, r = self.x[0] - center, self.r[0] - center
-        shares = self.slopes_of_exp(x, r, x.exp(), r.exp())
+        center = total.maximum(total_r)
+        slopes = []
+        for x, r in ((self.x[0] - center, self.r[0] - center), (total - center, total_r - center)):
+            slopes.append(self.slopes_of_exp(x, r, x.exp(), r.exp()))
         # log is the inverse of exp: its multiplier is one over that of exp
-        return total, total_r, shares / self.slopes_of_exp(half, -half, half.exp(), (-half).exp())
+        return total, total_r, slopes[0] / slopes[1]
 
     def rescale(self, operator: Any) -> Pulled:
         """A smooth operator of one live input by the rescale rule."""
@@ -304,7 +308,8 @@ class Pull:
                 count += size
             else:
                 real = value.value.is_floating_point()
-                marked.append((torch.zeros_like(value.value) if real else value.value).unsqueeze(0))
+                known = torch.zeros(value.shape, dtype=torch.float64) if real else value.value
+                marked.append(known.unsqueeze(0))
         results = operator.forward(*marked)
         used = [(g, t) for g, t in zip(self.grads, results, strict=False) if g is not None]
         table = torch.cat([result.reshape(-1) for _, result in used]).round().long()

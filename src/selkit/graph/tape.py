@@ -12,7 +12,7 @@ import torch
 from onnx import defs
 from torch import Tensor
 
-from selkit.graph.ops.base import Operator, broadcast
+from selkit.graph.ops.base import Operator, UnsupportedAttribute, broadcast
 from selkit.graph.symbols import Shape, Symbol, Uses
 
 OPSET = 20
@@ -111,13 +111,22 @@ class Tape:
     def operator(
         self, operator: Operator, name: str, inputs: Sequence[Symbol | None], shapes: Sequence[Shape]
     ) -> tuple[Symbol, ...]:
-        """Write an operator with its fields as attributes; those that its schema lacks are left out."""
+        """Write an operator with its fields as attributes; those that its schema lacks must be the default."""
         allowed = defs.get_schema(name, OPSET, "").attributes
         attributes = {
             entry.name: getattr(operator, entry.name)
             for entry in fields(operator)  # type: ignore[arg-type]
             if entry.name in allowed and getattr(operator, entry.name) not in (None, ())
         }
+        lost = [
+            entry.name
+            for entry in fields(operator)  # type: ignore[arg-type]
+            if entry.name not in allowed and getattr(operator, entry.name) != entry.default
+        ]
+        if lost:
+            raise UnsupportedAttribute(
+                f"its attribute(s) {', '.join(lost)} cannot be written in opset {OPSET}"
+            )
         given = list(inputs)
         while given and given[-1] is None:
             given.pop()

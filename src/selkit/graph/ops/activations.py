@@ -130,7 +130,9 @@ class Clip(PiecewiseLinear, Composite):
             tape.lift(fixed) if value is None and fixed is not None else value
             for value, fixed in zip(given, (self.min, self.max), strict=True)
         ]
-        return tuple(tape.operator(self, "Clip", [inputs[0], *limits], shapes))
+        while limits and limits[-1] is None:
+            limits.pop()
+        return (tape.op("Clip", inputs[0], *limits, shape=shapes[0]),)
 
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         low, high = self._limits(inputs)

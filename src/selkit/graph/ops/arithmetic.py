@@ -149,10 +149,13 @@ class Div(Composite):
         return (a / b if floating(a) or floating(b) else torch.div(a, b, rounding_mode="trunc"),)
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
-        """For a constant denominator; others are decomposed."""
-        if pull.kind is not Kind.AFFINE:
-            return tuple(super().pull(pull))
-        return tuple(pull.only(0, pull.collect(pull.grad * pull.constant(1).reciprocal(), pull.x[0].shape)))
+        """A product with the reciprocal, whose multiplier is ``-1 / (b b')``."""
+        b, br = pull.x[1], pull.r[1]
+        if not pull.live[1]:
+            return tuple(pull.each(pull.grad * pull.constant(1).reciprocal(), None))
+        one, other = b.reciprocal(), br.reciprocal()
+        first = pull.grad * ((one + other) * 0.5) if pull.live[0] else None
+        return tuple(pull.each(first, -(pull.grad * pull.middle(0) * one * other)))
 
     def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         """Radii for a constant denominator, as :meth:`Affine.spread`."""

@@ -92,8 +92,9 @@ class Dropout(Affine):
         return x, torch.ones_like(x[:1], dtype=torch.bool)
 
     def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
-        """Write an Identity."""
-        return (tape.op("Identity", inputs[0], shape=shapes[0]),)
+        """Write an Identity, and a mask that keeps everything."""
+        kept = tape.stored(torch.ones(shapes[0], dtype=torch.bool))
+        return tape.op("Identity", inputs[0], shape=shapes[0]), kept
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
         return tuple(pull.only(0, pull.grad))

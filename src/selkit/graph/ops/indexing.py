@@ -73,6 +73,14 @@ class SpaceToDepth(_Blocks):
         order = (0, 1, 4, 6, 2, 3, 5) if self.mode == "DCR" else (0, 1, 2, 4, 6, 3, 5)
         return (y.permute(order).reshape(s, n, c * b**2, h // b, w // b),)
 
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """The mode is newer than the nodes that are written."""
+        (x,), b = inputs, self.blocksize
+        n, c, h, w = x.shape
+        blocks = tape.reshape(x, (n, c, h // b, b, w // b, b))
+        order = (0, 3, 5, 1, 2, 4) if self.mode == "DCR" else (0, 1, 3, 5, 2, 4)
+        return (tape.reshape(tape.transpose(blocks, order), shapes[0]),)
+
 
 @register("Tile", since=(6, 13))
 @dataclass(frozen=True)

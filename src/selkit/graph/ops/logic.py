@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ class _Unary(Discontinuous):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (type(self).FUNCTION(x),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """The slope of the chord, since it jumps."""
+        return tuple(pull.jump())
 
 
 @register("Equal", since=(7, 11, 13, 19))

@@ -184,6 +184,9 @@ def _written(tape: Any, x: Any, axes: Sequence[Axis], sampling: Sampling, *, bac
     if _unchanged(axes, sampling):
         return x
     for place, axis in enumerate(axes):
+        matrix = _matrix(sampling, axis, tape.dtype, torch.device("cpu"))
+        if axis.before == axis.after and torch.equal(matrix, torch.eye(axis.before, dtype=tape.dtype)):
+            continue
         same = axis.before == axis.after and (axis.scale == 1 or sampling.antialias)
         if same and sampling.coordinates != "tf_crop_and_resize":
             continue
@@ -192,7 +195,6 @@ def _written(tape: Any, x: Any, axes: Sequence[Axis], sampling: Sampling, *, bac
             shape = (*x.shape[:place], axis.after, *x.shape[place + 1 :])
             x = tape.op("Gather", x, index, shape=shape, axis=place)
             continue
-        matrix = _matrix(sampling, axis, tape.dtype, torch.device("cpu"))
         order = [*(i for i in range(x.ndim) if i != place), place]
         y = tape.matmul(tape.transpose(x, order), tape.stored(matrix.mT if back else matrix))
         x = tape.transpose(y, sorted(range(x.ndim), key=order.__getitem__))
