@@ -219,6 +219,43 @@ def test_an_unknown_operator(selkit, images, tmp_path):
     assert "Blur (opset 1, domain own): this operator is not supported" in ended.complaint
 
 
+def test_p_values_given_acceptance(selkit, models, tmp_path):
+    """Only accepted images are tested, and their p-values are those of inference(accepted_by=score)."""
+    from selkit.inference import Acceptance
+    from selkit.scores import UncertaintyScore
+
+    random = np.random.default_rng(4)
+    for name, size in (("train", 40), ("cal", 40), ("new", 14)):
+        np.save(tmp_path / f"{name}.npy", random.normal(size=(size, 1, 6, 6)).astype(np.float32))
+    score, model = tmp_path / "s.safetensors", models["classifier"]
+    selkit("fit", tmp_path / "train.npy", "--calibration", tmp_path / "cal.npy", "--score", "euclidean",
+           "--model", model, "--layer", "embedding", "--coverage", "0.6", "-o", score)  # fmt: skip
+    body = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[1, 1, 6, 6] x) => (float[1, 1, 6, 6] y) {
+            y = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x) }"""
+    onnx.save(onnx.parser.parse_model(body), tmp_path / "map.onnx")
+    more = ["--threshold", "0.2", "--var", "1", "--json", "--accepted-by", score]
+    ended = selkit("test", tmp_path / "map.onnx", tmp_path / "new.npy", *more, "--score-model", model)
+    assert ended.code == 0, ended.err
+    rows = ended.json["rows"]
+    chosen = selkit("select", score, tmp_path / "new.npy", "--model", model, "--json").json["rows"]
+    accepted = [row["selected"] for row in chosen]
+    assert 0 < sum(accepted) < 14
+    assert [row["p_value"] is not None for row in rows] == accepted
+    assert ended.json["not_accepted"] == 14 - sum(accepted)
+    assert all(row["given_acceptance"] for row in rows)
+    test = package.load(tmp_path / "map.onnx", package.BackMeanDiff(threshold=0.2), var=1.0)
+    by = Acceptance(UncertaintyScore.load(score), model=model)
+    for image, row in zip(np.load(tmp_path / "new.npy"), rows, strict=True):
+        if row["p_value"] is not None:
+            assert row["p_value"] == test.inference(image, accepted_by=by).p_value
+    ended = selkit("test", tmp_path / "map.onnx", tmp_path / "new.npy", *more)
+    assert "is not the model that the score was fitted with" in ended.complaint
+    ended = selkit("test", model, tmp_path / "new.npy", *more[:-2], "--embedding", "e")
+    assert "--embedding and --score-model need --accepted-by" in ended.complaint
+
+
 DEEP = """
     <ir_version: 8, opset_import: ["" : 17]>
     agraph (float[1, 1, 12, 12] x) => (float[1, 1, 12, 12] y) {

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selkit.cli import options as shared
-from selkit.cli import roi
 from selkit.cli.console import Console, Exit
+from selkit.cli.hypothesis import add_region, has_region
 from selkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
         help="whether the threshold is an input (default: optional; required for JavaScript)",
     )
     score.add_argument("--max-references", type=shared.count, default=100_000, metavar="N", help="to store")
-    roi.add_region(parser.add_argument_group("region"), prefix="roi-", required=False)
+    add_region(parser.add_argument_group("region"), prefix="roi-", required=False)
     explain = parser.add_argument_group("explanation")
     explain.add_argument("--explain-references", metavar="FILE", help="what inputs are compared with")
     explain.add_argument("--explain-output", metavar="NAME", help="which output (default: the first)")
@@ -69,6 +69,7 @@ def run(options: Namespace, console: Console) -> Exit:
     """Write the file, and compare it with Python if that was asked for."""
     import selkit
     from selkit.cli.images import ImageOptions, open_samples
+    from selkit.cli.roi import load_test
     from selkit.cli.sidecar import Sidecar
     from selkit.cli.tables import check_output
 
@@ -82,7 +83,7 @@ def run(options: Namespace, console: Console) -> Exit:
         options.model,
         path=options.output,
         score=_score(options, side),
-        roi=roi.load_test(options) if roi.has_region(options) else None,
+        roi=load_test(options) if has_region(options) else None,
         explainer=_explainer(options, images),
         embedding=options.embedding,
         pool=options.pool,

@@ -1,4 +1,4 @@
-"""``selkit demo``: abstain and test on scikit-learn's digits, by the commands themselves."""
+"""``selkit demo``: abstain, test and bundle on scikit-learn's digits, by the commands themselves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
         commands,
         common,
         "demo",
-        summary="fit, select, test and report on a small example",
+        summary="run the other commands on a small example",
         text="Trains a small network to find digits in noise (scikit-learn's digits, no download), writes it "
         "as ONNX, and runs the other commands on it, which it prints, so that they can be run again. Takes "
         "about half a minute.",
@@ -85,17 +85,22 @@ def run(options: Namespace, console: Console) -> Exit:
     )
     select = ["select", score, at["new.npy"], "--model", at["model.onnx"], "-o", decisions, "--restart"]
     _command(select, console)
-    test = ["test", at["model.onnx"], at["new.npy"], "--top", "12", "--var", "1"]
+    test = ["test", at["model.onnx"], at["new.npy"], "--top", "12", "--var", "1", "--accepted-by", score]
     _command([*test, "--regions", regions, "-o", tests, "--restart"], console)
+    bundle = ["bundle", at["model.onnx"], "--score", score, "--roi-top", "12"]
+    _command([*bundle, "--verify", at["new.npy"], "-o", str(folder / "bundle.onnx")], console)
     report = ["report", decisions, tests, "--images", at["new.npy"], "--regions", regions, "--score", score]
     _command([*report, "--title", "Digits in noise", "-o", page], console)
     found = findings(kinds, Path(decisions), Path(tests))
     console.say("")
     for name, values in found.items():
-        console.out(
-            f"{name:10} {values['images']:3d} images, {values['selected']:4.0%} selected, called real: "
-            f"{values['naive']:4.0%} by a naive test, {values['selective']:4.0%} by the selective one"
-        )
+        line = f"{name:8}{values['images']:4d} images, {values['selected']:4.0%} selected"
+        if values["tested"]:
+            line += (
+                f"; regions called real: {values['naive']:4.0%} by a naive test, "
+                f"{values['selective']:4.0%} by the selective one"
+            )
+        console.out(line)
     console.out(f"report: {page}")
     console.result({"command": "demo", "output": page, "kinds": found})
     return Exit.OK
@@ -215,6 +220,7 @@ def findings(kinds: list[str], decisions: Path, tests: Path) -> dict[str, dict[s
 
         found[kind] = {
             "images": len(own),
+            "tested": len(tested),
             "selected": sum(chosen["selected"] for chosen, _ in own) / len(own),
             "naive": share("naive_p_value"),
             "selective": share("p_value"),

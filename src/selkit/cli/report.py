@@ -11,14 +11,16 @@ from selkit.cli.console import Console, Exit
 from selkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from selkit.report import Report
+    from selkit.cli.inputs import Samples
+    from selkit.report import Report, Sample
 
 EXAMPLES = """\
   selkit report decisions.csv tests.csv --images new.npy --regions regions.npy -o report.html
+  selkit report decisions.csv --images new.npy --attributions attributions.npy -o report.html
   selkit report decisions.csv --score score.safetensors -o report.html
 """
 
-_SHOWN = ("adjusted_p_value", "conformal_p_value", "inf_p", "sup_p", "stat", "roi_size", "exact", "error")
+_SHOWN = ("conformal_p_value", "inf_p", "sup_p", "stat", "roi_size", "exact", "error")
 
 
 def add(commands: shared.Commands, common: ArgumentParser) -> None:
@@ -28,8 +30,8 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
         common,
         "report",
         summary="write an HTML page from the results of select and test",
-        text="Results are joined by their index. With --images the page has a gallery; without, the "
-        "decisions and the densities of the scores only.",
+        text="Results are joined by their index. The page needs no network. Its gallery shows "
+        "images, regions and attributions, as far as they are given.",
         examples=EXAMPLES,
     )
     parser.set_defaults(run=run)
@@ -37,6 +39,7 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.html")
     parser.add_argument("--images", metavar="FILE", help=f"what was judged: {shared.INPUTS}")
     parser.add_argument("--regions", metavar="FILE.npy", help="what selkit test --regions has written")
+    parser.add_argument("--attributions", metavar="FILE.npy", help="what selkit explain has written")
     parser.add_argument(
         "--score", metavar="SCORE.safetensors", help="adds its threshold, promise and calibration"
     )
@@ -58,7 +61,7 @@ def run(options: Namespace, console: Console) -> Exit:
     report = make_report(rows, options)
     path = write_report(options.output, report)
     shown = len(report.samples)
-    if options.images is not None and shown < len(rows):
+    if shown < len(rows):
         console.say(f"the gallery has the first {shown} of {len(rows)} samples; --limit shows more")
     console.say(f"{path}")
     console.result({"command": "report", "output": str(path), "samples": len(rows), "shown": shown})
@@ -104,45 +107,37 @@ def _merge(known: dict[str, Any], row: dict[str, Any], path: Path) -> None:
 def make_report(rows: list[dict[str, Any]], options: Namespace) -> Report:
     """Everything that the page shows."""
     from selkit.report import Report
+    from selkit.report.from_test import ACCEPTED, NOT_ACCEPTED, REGIONS
 
     facts: dict[str, str | float] = {"samples": len(rows)}
-    summary = []
+    guarantees = []
     decided = [row for row in rows if "selected" in row]
     if decided:
         chosen = sum(bool(row["selected"]) for row in decided)
         facts |= {"selected": chosen, "coverage": f"{chosen / len(decided):.1%}"}
-        summary.append("A sample is selected if its score is at most the threshold.")
     tested = [row for row in rows if row.get("p_value") is not None]
     if tested:
         real = sum(row.get("rejected") is True for row in tested)
         facts |= {"regions tested": len(tested), "regions real after adjustment": real}
-        summary.append(
-            "A p-value answers whether the mean inside the region that the model points at differs from the "
-            "mean of what it is compared with, given that the model selected this region. It is exact for "
-            "Gaussian noise of the variance that the test was given."
-        )
-    failed = sum(row.get("error") is not None for row in rows)
+        conditioned = all(row.get("given_acceptance") for row in tested)
+        guarantees.append(f"{REGIONS} {ACCEPTED if conditioned else NOT_ACCEPTED if decided else ''}".strip())
+    failed = sum(row.get("error") is not None and row.get("error_type") != "NotAcceptedError" for row in rows)
     if failed:
         facts["without a result"] = failed
-    scores = {"samples": [row["score"] for row in decided if row["score"] is not None]}
-    threshold = None
-    if options.score is not None:
-        threshold = _of_score(options.score, scores, summary)
-    samples = [] if options.images is None else _samples(rows, options)
-    if samples or not scores["samples"]:
-        scores.pop("samples")
+    scores: dict[str, list[float]] = {}
+    threshold = None if options.score is None else _of_score(options.score, scores, guarantees)
     return Report(
         options.title,
-        samples,
+        _samples(rows, options),
         threshold=threshold,
-        summary=summary,
+        guarantees=guarantees,
         facts=facts,
         scores=scores,
         alpha=options.alpha,
     )
 
 
-def _of_score(path: str, scores: dict[str, list[float]], summary: list[str]) -> float | None:
+def _of_score(path: str, scores: dict[str, list[float]], guarantees: list[str]) -> float | None:
     """A score's threshold; adds its calibration scores and its guarantee."""
     from selkit.cli.features import load_score
     from selkit.cli.sidecar import Sidecar
@@ -152,65 +147,84 @@ def _of_score(path: str, scores: dict[str, list[float]], summary: list[str]) -> 
         scores["calibration"] = score.calibration_scores.double().tolist()
     side = Sidecar.read(Path(path))
     if side is not None:
-        summary.append(f"{side.score}, fitted on {side.references} references: {side.guarantee}.")
+        guarantees.append(f"{side.score}, fitted on {side.references} references: {side.guarantee}.")
     if score.threshold is None or score.threshold.numel() != 1:
         return None
     return float(score.threshold)
 
 
-def _samples(rows: list[dict[str, Any]], options: Namespace) -> list[Any]:
-    """One record for each image, as far as the limit goes."""
+def _samples(rows: list[dict[str, Any]], options: Namespace) -> list[Sample]:
+    """One record for each sample, as far as the limit goes; files are read a chunk at a time."""
     from selkit.cli.images import ImageOptions, open_samples
     from selkit.cli.inputs import open_array
 
-    images = open_samples(options.images, ImageOptions.of(options))
-    regions = None if options.regions is None else open_array(options.regions)
-    for name, values in (("--images", images), ("--regions", regions)):
-        if values is not None and len(values) <= rows[-1]["index"]:
+    files: dict[str, Samples] = {}
+    if options.images is not None:
+        files["image"] = open_samples(options.images, ImageOptions.of(options))
+    for field, path in (("roi", options.regions), ("attribution", options.attributions)):
+        if path is not None:
+            files[field] = open_array(path)
+    for values in files.values():
+        if len(values) <= rows[-1]["index"]:
             raise InvalidInputError(
-                f"{name}: {values.where} has {len(values)} entries, but the results go to {rows[-1]['index']}"
+                f"{values.where} has {len(values)} entries, but the results go to {rows[-1]['index']}"
             )
-    found: dict[int, dict[str, Any]] = {row["index"]: row for row in rows[: options.limit]}
-    last = max(found)
-    samples = []
-    several = iter(regions) if regions is not None else None
-    for chunk in images.chunks(64):
-        loaded = chunk.load()
-        readable = dict(zip(loaded.good, loaded.values, strict=True))
-        for place in range(chunk.size):
-            region = None if several is None else next(several)
-            index = chunk.start + place
-            if index in found and place in readable:
-                samples.append(_sample(readable[place], region, found[index]))
-        if chunk.start + chunk.size > last:
+    shown = {row["index"]: row for row in rows[: options.limit]}
+    parts = {field: _read(values, set(shown)) for field, values in files.items()}
+    return [
+        _sample(row, {field: found.get(index) for field, found in parts.items()})
+        for index, row in shown.items()
+    ]
+
+
+def _read(samples: Samples, wanted: set[int]) -> dict[int, Any]:
+    """Some of the samples by position, without those that cannot be read."""
+    found = {}
+    for chunk in samples.chunks(64):
+        places = {chunk.start + place for place in range(chunk.size)}
+        if places & wanted:
+            loaded = chunk.load()
+            at = (chunk.start + place for place in loaded.good)
+            found.update(
+                {index: value for index, value in zip(at, loaded.values, strict=True) if index in wanted}
+            )
+        if max(places) >= max(wanted):
             break
-    return samples
+    return found
 
 
-def _sample(image: Any, region: Any, row: dict[str, Any]) -> Any:
+def _sample(row: dict[str, Any], arrays: dict[str, Any]) -> Sample:
+    """A record from a row of the results."""
     import math
 
     import numpy as np
 
     from selkit.report import Sample
 
-    image = np.squeeze(image) if image.ndim > 2 else image
-    if not np.isfinite(image).all():
-        image = np.zeros(image.shape)
-    if region is not None and region.size == 0:
-        region = None
+    image, roi, attribution = (arrays.get(name) for name in ("image", "roi", "attribution"))
+    if image is not None and image.ndim > 2:
+        image = np.squeeze(image)
+    if roi is not None and not roi.any():
+        roi = None
+    if attribution is not None and not np.isfinite(attribution).all():
+        attribution = None
     score = row.get("score")
+    p_values: dict[str, Any] = {
+        name: row.get(name) for name in ("p_value", "adjusted_p_value", "naive_p_value")
+    }
+    if row.get("given_acceptance"):
+        p_values["p_value_without_acceptance"] = row.get("p_value_unconditioned")
     return Sample(
         image,
         score=math.nan if score is None else float(score),
-        selected=bool(row.get("selected", True)),
+        selected=bool(row.get("selected", row.get("error_type") != "NotAcceptedError")),
         name=row.get("name") or f"sample {row['index']}",
-        roi=region if region is not None and region.any() else None,
-        p_value=row.get("p_value"),
-        naive_p_value=row.get("naive_p_value"),
+        roi=roi,
+        attribution=attribution,
         details={
             name.replace("_", " "): f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name])
             for name in _SHOWN
             if row.get(name) is not None
         },
+        **p_values,
     )

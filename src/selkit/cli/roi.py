@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from selkit.cli import options as shared
 from selkit.cli.console import Console, Exit
+from selkit.cli.hypothesis import add_contrast, add_region, make_hypothesis
 from selkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from selkit.cli.inputs import Samples
     from selkit.inference import RoiTest
-    from selkit.inference.hypotheses import Hypothesis
     from selkit.inference.table import RoiTable
 
 EXAMPLES = """\
@@ -25,6 +24,8 @@ EXAMPLES = """\
       --var-from dark-frames.npy --n-jobs -1 --regions regions.npy -o tests.csv
   selkit test autoencoder.onnx images.npy --threshold 0.8 --post input-diff --post abs --var 1 --json
 """
+
+Row: TypeAlias = dict[str, Any]
 
 COLUMNS = (
     "index",
@@ -37,6 +38,8 @@ COLUMNS = (
     "naive_p_value",
     "stat",
     "scale",
+    "given_acceptance",
+    "p_value_unconditioned",
     "roi_size",
     "exact",
     "windows",
@@ -45,14 +48,8 @@ COLUMNS = (
     "error",
 )
 
-STEPS = {
-    "input-diff": "InputDiff",
-    "abs": "Abs",
-    "neg": "Neg",
-    "average": "AverageFilter",
-    "gaussian": "GaussianFilter",
-    "l1-norm": "L1Norm",
-}
+EXPECTED = ("NoHypothesisError", "NotAcceptedError")
+"""Reasons not to test an image that are no mistake."""
 
 
 def add(commands: shared.Commands, common: ArgumentParser) -> None:
@@ -77,12 +74,20 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
     parser.add_argument("--regions", type=Path, metavar="FILE.npy", help="also write the regions, (N, H, W)")
     group = parser.add_argument_group("region and hypothesis")
     add_region(group)
-    _add_contrast(group)
+    add_contrast(group)
     noise = parser.add_argument_group("noise of the images").add_mutually_exclusive_group(required=True)
     noise.add_argument(
         "--var", metavar="V", help="its variance: a number, or a .npy file with an array or a matrix"
     )
     noise.add_argument("--var-from", metavar="FILE", help="estimate it from images of noise alone")
+    accepted = parser.add_argument_group("abstention")
+    accepted.add_argument(
+        "--accepted-by",
+        metavar="SCORE.safetensors",
+        help="test only the images that this score accepts, and condition their p-values on it",
+    )
+    accepted.add_argument("--embedding", metavar="NAME", help="the value of the model that the score judges")
+    accepted.add_argument("--score-model", metavar="MODEL.onnx", help="the score's model, if it is another")
     parser.add_argument("--mask", metavar="FILE.npy", help="pixels that may be used at all: zeros and ones")
     parser.add_argument("--mode", choices=["parametric", "decision", "exhaustive", "over_conditioning"])
     parser.add_argument("--alternative", choices=["two-sided", "greater", "less"], default="two-sided")
@@ -97,98 +102,6 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of random layers of the model")
     shared.add_image_options(parser)
     shared.add_resume(parser)
-
-
-def add_region(group: argparse._ArgumentGroup, *, prefix: str = "", required: bool = True) -> None:
-    """What makes a region; with a prefix the options are called ``--roi-threshold`` and so on."""
-    which = group.add_mutually_exclusive_group(required=required)
-    which.add_argument(
-        f"--{prefix}threshold",
-        dest="threshold",
-        type=float,
-        metavar="T",
-        help="where the score map is above this",
-    )
-    which.add_argument(
-        f"--{prefix}top",
-        dest="top",
-        type=shared.count,
-        metavar="K",
-        help="the region is the K largest scores",
-    )
-    which.add_argument(
-        f"--{prefix}argmax", dest="argmax", type=int, metavar="CLASS", help="where this class is largest"
-    )
-    group.add_argument(
-        f"--{prefix}use-norm",
-        dest="use_norm",
-        action="store_true",
-        help=f"scale the map to [0, 1] before --{prefix}threshold",
-    )
-    group.add_argument(
-        f"--{prefix}post",
-        dest="post",
-        type=step,
-        action="append",
-        default=[],
-        metavar="STEP",
-        help=f"from output to score map, in order: {', '.join(STEPS)}; average:SIZE, gaussian:SIZE:SIGMA",
-    )
-    group.add_argument(
-        f"--{prefix}output-index",
-        dest="output_index",
-        type=int,
-        default=0,
-        metavar="I",
-        help="which output is the map (default: 0)",
-    )
-
-
-def has_region(options: Namespace) -> bool:
-    """Whether the options say what makes a region.
-
-    Raises
-    ------
-    InvalidInputError
-        If they say only half of it.
-    """
-    if any(getattr(options, name) is not None for name in ("threshold", "top", "argmax")):
-        return True
-    if options.use_norm or options.post or options.output_index:
-        raise InvalidInputError("options of a region need --roi-threshold, --roi-top or --roi-argmax")
-    return False
-
-
-def _add_contrast(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--hypothesis",
-        choices=["background", "neighborhood", "reference"],
-        default="background",
-        help="what the region is compared with (default: background)",
-    )
-    group.add_argument("--neighborhood", type=shared.count, default=1, metavar="PIXELS", help="its width")
-    group.add_argument("--reference", metavar="FILE", help="one image for each, or one for all")
-
-
-def step(text: str) -> tuple[str, tuple[float, ...]]:
-    """Parse a step of post-processing.
-
-    Examples
-    --------
-    >>> step("gaussian:5:1.5"), step("abs")
-    (('gaussian', (5.0, 1.5)), ('abs', ()))
-    """
-    name, *given = text.split(":")
-    most = {"average": 1, "gaussian": 2}.get(name, 0)
-    try:
-        values = tuple(float(value) for value in given)
-    except ValueError:
-        values = (math.nan,)
-    if name not in STEPS or len(values) > most or any(math.isnan(value) for value in values):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is none of {', '.join(STEPS)} (average:SIZE, gaussian:SIZE:SIGMA)"
-        )
-    return name, values
 
 
 def run(options: Namespace, console: Console) -> Exit:
@@ -208,7 +121,7 @@ def run(options: Namespace, console: Console) -> Exit:
     test = load_test(options)
     table = _tested(test, samples, references, mode=mode, options=options, console=console)
     _check_some(table, options)
-    rows = _rows(table, samples, adjust, mode, options.alpha)
+    rows = _rows(table, samples, adjust, mode, options)
     if options.regions is not None:
         write_regions(options.regions, test, samples, references, _mask(options))
     code = _finish(rows, options, console, adjust)
@@ -224,34 +137,6 @@ def load_test(options: Namespace) -> RoiTest:
     known = vars(options)
     variance = _variance(options) if "var" in known else None
     return selkit.load(options.model, make_hypothesis(options), var=variance, seed=known.get("seed"))
-
-
-def make_hypothesis(options: Namespace) -> Hypothesis:
-    """What is tested, from the options."""
-    from selkit import inference
-
-    steps = []
-    for name, values in options.post:
-        whole = [int(value) if place == 0 else value for place, value in enumerate(values)]
-        steps.append(getattr(inference, STEPS[name])(*whole))
-    region: Any = None
-    if options.top is not None:
-        region = inference.TopK(options.top)
-    elif options.argmax is not None:
-        region = inference.ArgMax(options.argmax)
-    common: dict[str, Any] = {
-        "threshold": options.threshold,
-        "region": region,
-        "post_process": steps,
-        "use_norm": options.use_norm,
-        "o_idx": options.output_index,
-    }
-    contrast = vars(options).get("hypothesis", "background")
-    if contrast == "reference":
-        return inference.ReferenceMeanDiff(**common)
-    if contrast == "neighborhood":
-        return inference.NeighborMeanDiff(**common, neighborhood_range=options.neighborhood)
-    return inference.BackMeanDiff(**common)
 
 
 def _variance(options: Namespace) -> Any:
@@ -345,6 +230,7 @@ def _tested(
             mask=_mask(options),
             n_jobs=options.n_jobs,
             checkpoint=path,
+            accepted_by=_acceptance(options),
             inference_mode=mode,
             alternative=options.alternative,
             precision=options.precision,
@@ -357,16 +243,34 @@ def _tested(
         raise
 
 
+def _acceptance(options: Namespace) -> Any:
+    """The score that accepts images, if there is one."""
+    from selkit.cli.features import load_score
+    from selkit.cli.sidecar import Sidecar
+    from selkit.inference import Acceptance
+
+    if options.accepted_by is None:
+        if options.embedding is not None or options.score_model is not None:
+            raise InvalidInputError("--embedding and --score-model need --accepted-by")
+        return None
+    side = Sidecar.read(Path(options.accepted_by))
+    if side is not None and side.model_sha256 is not None:
+        side.check_model(options.score_model or options.model)
+    return Acceptance(load_score(options.accepted_by), options.embedding, options.score_model)
+
+
 def _check_some(table: RoiTable, options: Namespace) -> None:
-    """Refuse what fails for every image, unless it is that there is no region."""
-    if table.n_tested or any(row.error_type == "NoHypothesisError" for row in table):
+    """Refuse what fails for every image, unless it is that there is no region, or that it is not accepted."""
+    if table.n_tested or any(row.error_type in EXPECTED for row in table):
         return
     if options.output is not None:
         _checkpoint(options).unlink(missing_ok=True)
     raise InvalidInputError(f"no image could be tested; the first: {table[0].error}")
 
 
-def _rows(table: RoiTable, samples: Samples, adjust: Any, mode: str, alpha: float) -> list[dict[str, Any]]:
+def _rows(
+    table: RoiTable, samples: Samples, adjust: Any, mode: str, options: Namespace
+) -> list[dict[str, Any]]:
     """The rows of the output; with "decision" the upper bound decides."""
     values: Any = "sup_p" if mode == "decision" else "p_value"
     adjusted = table.adjusted(adjust, values=values) if table.n_tested else table.p_values
@@ -374,7 +278,8 @@ def _rows(table: RoiTable, samples: Samples, adjust: Any, mode: str, alpha: floa
     for row, level in zip(table, adjusted.tolist(), strict=True):
         entry = {name: getattr(row, name) for name in COLUMNS if hasattr(row, name)}
         entry |= {"name": samples.name(row.index), "adjusted_p_value": level}
-        entry["rejected"] = None if row.failed else bool(level <= alpha)
+        entry["rejected"] = None if row.failed else bool(level <= options.alpha)
+        entry["given_acceptance"] = options.accepted_by is not None
         entry["error"] = None if row.error is None else " ".join(row.error.split())
         rows.append(entry)
     return rows
@@ -431,12 +336,14 @@ def _finish(rows: list[dict[str, Any]], options: Namespace, console: Console, ad
         write_rows(options.output, COLUMNS, rows)
     elif not options.json:
         dump_rows(sys.stdout, ".csv", COLUMNS, rows)
-    failed = [row for row in rows if row["error_type"] is not None]
+    refused = sum(row["error_type"] == "NotAcceptedError" for row in rows)
+    failed = [row for row in rows if row["error_type"] not in (None, "NotAcceptedError")]
     rejected = sum(row["rejected"] is True for row in rows)
-    tested = len(rows) - len(failed)
+    tested = len(rows) - len(failed) - refused
     console.say(
         f"{tested} of {len(rows)} images tested, {rejected} regions real at level {options.alpha:g} "
         f"({'not adjusted' if adjust == 'none' else f'adjusted: {adjust}'})"
+        + (f", {refused} not accepted" if options.accepted_by is not None else "")
     )
     if failed:
         console.say(f"{len(failed)} not tested; the first, image {failed[0]['index']}: {failed[0]['error']}")
@@ -445,6 +352,7 @@ def _finish(rows: list[dict[str, Any]], options: Namespace, console: Console, ad
         "images": len(rows),
         "tested": tested,
         "failed": len(failed),
+        "not_accepted": refused,
         "rejected": rejected,
         "alpha": options.alpha,
         "adjust": adjust,
