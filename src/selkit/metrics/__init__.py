@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from selkit.metrics.bootstrap import bootstrap_risk_coverage
 from selkit.metrics.curve import RiskCoverage
+from selkit.metrics.discoveries import DiscoveryMetric, discoveries
 from selkit.metrics.functional import (
     augrc,
     aurc,
@@ -26,6 +27,7 @@ from selkit.metrics.risk_metric import RiskCoverageMetric
 from selkit.metrics.selective import SelectiveMetric
 
 __all__ = [
+    "DiscoveryMetric",
     "RiskCoverage",
     "RiskCoverageMetric",
     "SelectiveMetric",
@@ -35,6 +37,7 @@ __all__ = [
     "bootstrap_risk_coverage",
     "coverage_at_risk",
     "dice_loss",
+    "discoveries",
     "excess_aurc",
     "risk_at_coverage",
     "risk_coverage",

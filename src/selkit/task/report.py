@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from selkit.errors import InvalidInputError
-from selkit.metrics import RiskCoverage, RiskCoverageMetric, SelectiveMetric
+from selkit.metrics import DiscoveryMetric, RiskCoverage, RiskCoverageMetric, SelectiveMetric
 from selkit.task.regions import RegionResults, RegionTally
 
 
@@ -37,6 +37,7 @@ class SelectionReport(nn.Module):
         self.risk = copy.deepcopy(rc_metric)
         self.risk.reset()
         self.regions = None if alpha is None else RegionTally(alpha)
+        self.found = None if alpha is None else DiscoveryMetric(alpha, alpha=alpha, prefix="roi/")
         self.curve: RiskCoverage | None = None  # of all processes, after compute
 
     def update(
@@ -53,6 +54,8 @@ class SelectionReport(nn.Module):
             self.risk.update(score=selection["score"], loss=loss)
         if regions is not None and self.regions is not None:
             self.regions.update(regions)
+        if regions is not None and self.found is not None:
+            self.found.update(regions.p_value, selection["selected"].cpu())
 
     def compute(self) -> dict[str, Any]:
         """All values, over all processes."""
@@ -66,6 +69,9 @@ class SelectionReport(nn.Module):
             values |= risk
         if self.regions is not None:
             values |= self.regions.compute()
+        if self.found is not None:
+            found = self.found.compute()
+            values |= {name: found[name] for name in ("roi/discoveries", "roi/mean_discoveries")}
         return values
 
 

@@ -55,7 +55,9 @@ class SelectiveInferenceTask(LightningModule):
     rc_metric
         A :class:`selkit.metrics.RiskCoverageMetric` with other settings than the usual ones.
     alpha
-        Level at which region tests count as significant.
+        Level at which region tests count as significant (``roi/significant``), and false discovery rate at
+        which they are discoveries over the whole set (``roi/discoveries``, and for each sample of the set
+        ``roi/mean_discoveries``).
     accepted_by
         What the p-values of accepted samples are conditioned on besides the region. ``"score"``: that the
         score accepted the sample; the part of ``task`` that it looks at is exported to ONNX and must be
