@@ -41,6 +41,20 @@ def test_a_region(selkit, fitted, models):
     assert ended.json["outputs"] == ["y", "score_map", "roi"]
 
 
+def test_an_explanation(selkit, fitted, models):
+    np.save(fitted / "r.npy", np.load(fitted / "train.npy")[:4])
+    explain = ["--explain-references", fitted / "r.npy", "--explain-output", "logits", "--target", "1"]
+    more = ["-o", fitted / "b.onnx", "--verify", fitted / "new.npy", "--json"]
+    ended = selkit("bundle", models["classifier"], *explain, *more)
+    assert ended.code == 0, ended.err
+    assert ended.json["outputs"] == ["embedding", "logits", "attribution"]
+    assert ended.json["verified"] is True
+    x = np.load(fitted / "new.npy")
+    found, logits = ort.InferenceSession(fitted / "b.onnx").run(["attribution", "logits"], {"x": x})
+    base = ort.InferenceSession(models["classifier"]).run(["logits"], {"x": np.load(fitted / "r.npy")})[0]
+    np.testing.assert_allclose(found.sum((1, 2, 3)), logits[:, 1] - base[:, 1].mean(), atol=1e-4)
+
+
 def test_a_file_that_differs_fails(selkit, fitted, models, monkeypatch):
     """Verification sees a threshold that was moved after the file was written."""
     from selkit.bundle import Bundle

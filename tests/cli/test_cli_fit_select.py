@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import tracemalloc
 
 import numpy as np
 import onnxruntime as ort
@@ -413,6 +414,25 @@ def test_an_interrupted_run_goes_on_with_the_same_samples_only(selkit, fitted, d
     np.testing.assert_allclose(
         [float(row["score"]) for row in read_csv(out)], distances(data)["new"], rtol=1e-5
     )
+
+
+def test_memory_does_not_grow_with_the_samples(selkit, fitted, tmp_path):
+    """What Python allocates; the array is mapped from its file."""
+
+    def peak(size: int) -> int:
+        np.save(tmp_path / "x.npy", np.zeros((size, 5), np.float32))
+        tracemalloc.start()
+        assert (
+            selkit("select", fitted, tmp_path / "x.npy", "-o", tmp_path / "d.csv", "--chunk", "500").code == 0
+        )
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(500)  # imports and caches
+    few, many = peak(2_000), peak(20_000)
+    # 18,000 more rows as dictionaries would be some 5 MB
+    assert many - few < 5e5
 
 
 def test_restart_forgets(selkit, fitted, data, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 
@@ -79,6 +80,14 @@ def test_folders_are_read_in_the_order_of_their_names(tmp_path):
     names = [samples.name(k) for k in range(3)]
     assert names == ["a.png", "b/0.bmp", "b/1.png"]
     np.testing.assert_allclose(read(tmp_path), np.stack([pixels[n][None] for n in names]) / 255, rtol=1e-6)
+
+
+def test_names_that_are_no_text_can_be_written(tmp_path):
+    try:
+        Image.fromarray(picture(3, 3)).save(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png"))
+    except OSError:
+        pytest.skip("this file system has names of text only")
+    assert ImageSamples.open(tmp_path, ImageOptions()).name(0) == "a\ufffd.png"
 
 
 def test_mixed_sizes_and_colors_need_an_option(tmp_path):

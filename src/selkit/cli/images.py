@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -139,8 +140,9 @@ class ImageSamples:
         return (self[position] for position in range(len(self)))
 
     def name(self, position: int) -> str:
-        """The file's path below the folder that was given."""
-        return self.paths[position].relative_to(self.root).as_posix()
+        """The file's path below the folder that was given; what is no text in it is replaced."""
+        path = self.paths[position].relative_to(self.root).as_posix()
+        return os.fsencode(path).decode("utf-8", errors="replace")
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """All images, ``size`` at a time; a hash needs the files' bytes only."""
