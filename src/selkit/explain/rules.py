@@ -72,7 +72,7 @@ def write(program: Program, rows: int, opset: int) -> Recipe:
         for source, uses in zip(SOURCES[:2], (Uses.SAMPLE, Uses.REFERENCE), strict=True)
     ]
     stored = {key: tape.stored(value[0], "weight") for key, value in program.constants.items()}
-    writer = _Writer(tape, program, opset, steps, values, stored)
+    writer = _Writer(tape, program, steps, opset=opset, values=values, stored=stored)
     for step in track(steps, "writing the forward pass", len(steps)):
         writer.forward(step)
     count = program.shapes[output][-1]
@@ -97,8 +97,9 @@ class _Writer:
         self,
         tape: Tape,
         program: Program,
-        opset: int,
         steps: Sequence[Step],
+        *,
+        opset: int,
         values: list[dict[str, Symbol]],
         stored: dict[str, Symbol],
     ) -> None:

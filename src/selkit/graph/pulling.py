@@ -205,6 +205,15 @@ class Pull:
         total = total if isinstance(total, Symbol) else self.tape.lift(total)
         return self.only(0, self.grad * total)
 
+    def number(self, value: Symbol) -> Symbol:
+        """0 or 1 for a condition."""
+        return where(value, 1.0, 0.0)
+
+    def share(self, index: int) -> Symbol:
+        """How much of a condition holds: at both points, at one, or at none."""
+        at_x = self.number(self.x[index])
+        return (at_x + self.number(self.r[index])) * 0.5 if self.live[index] else at_x
+
     def bends(self, operator: Any) -> Pulled:
         """A piecewise-linear operator, by its knots and the slopes between them."""
         constants = [None if i is None else i.value.double().unsqueeze(0) for i in self.x[1:]]
@@ -245,13 +254,13 @@ class Pull:
             mixed, mixed_r = best(x, before), best(r, other)
             share = ((new - mixed_r) + (mixed - old)) * 0.5
             other_share = ((new - mixed) + (mixed_r - old)) * 0.5
-            grads.append(grad * self._over(other_share, other - before))
-            grad = grad * self._over(share, x - r)
+            grads.append(grad * self.over(other_share, other - before))
+            grad = grad * self.over(share, x - r)
         grads.append(grad)
         return self.each(*(tape.expand(g, shape) for g in reversed(grads)))
 
     @staticmethod
-    def _over(part: Symbol, whole: Symbol) -> Symbol:
+    def over(part: Symbol, whole: Symbol) -> Symbol:
         """``part / whole``, 0 where both are 0."""
         return part / where(whole.abs() > 0.0, whole, 1.0)
 
@@ -291,7 +300,7 @@ class Pull:
 
     def jump(self) -> Pulled:
         """An elementwise operator that may jump: ``(y - yr) / (x - r)``, 0 where ``x`` equals ``r``."""
-        slope = self._over(self.y[0] - self.yr[0], self.x[0] - self.r[0])
+        slope = self.over(self.y[0] - self.yr[0], self.x[0] - self.r[0])
         return self.only(0, self.grad * slope)
 
     def moved(self, operator: Operator) -> Pulled:

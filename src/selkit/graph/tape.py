@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import defs
+from onnx import defs, helper
 from torch import Tensor
 
 from selkit.graph.ops.base import Operator, UnsupportedAttribute, broadcast
@@ -111,7 +111,7 @@ class Tape:
     def operator(
         self, operator: Operator, name: str, inputs: Sequence[Symbol | None], shapes: Sequence[Shape]
     ) -> tuple[Symbol, ...]:
-        """Write an operator with its fields as attributes; those that its schema lacks must be the default."""
+        """Write an operator with its fields as attributes; what its schema lacks must be the default."""
         allowed = defs.get_schema(name, OPSET, "").attributes
         attributes = {
             entry.name: getattr(operator, entry.name)
@@ -131,6 +131,11 @@ class Tape:
         while given and given[-1] is None:
             given.pop()
         return self.ops(name, *given, shapes=shapes, **attributes)
+
+    def lifted(self, x: Symbol) -> Symbol:
+        """A condition or whole number as a real number."""
+        kind = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=self.dtype).numpy().dtype)
+        return self.op("Cast", x, shape=x.shape, to=kind)
 
     def winners(self, operator: Operator, x: Symbol, shape: Shape) -> tuple[Symbol, Symbol]:
         """A maximum over windows, and where it is among the elements of a row, flattened."""

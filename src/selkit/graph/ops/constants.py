@@ -125,9 +125,15 @@ class Cast(Affine):
 
     def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
         """Real numbers stay in the graph's own precision."""
-        return (tape.op("Identity", inputs[0], shape=shapes[0]),)
+        (x,) = inputs
+        if not torch_dtype(self.to).is_floating_point:
+            return (tape.operator(self, "Cast", inputs, shapes)[0],)
+        if x.dtype.is_floating_point:
+            return (tape.op("Identity", x, shape=shapes[0]),)
+        return (x.tape.lifted(x),)
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
+        """A condition is 0 or 1."""
         if pull.kind is not Kind.AFFINE:
             return super().pull(pull)
         return (pull.grad,)

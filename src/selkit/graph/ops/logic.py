@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from selkit.graph.ops.base import Discontinuous, UnsupportedAttribute, align, floating, register
+from selkit.graph.ops.base import Discontinuous, UnsupportedAttribute, align, floating, name_of, register
 
 
 class _Binary(Discontinuous):
@@ -19,6 +19,19 @@ class _Binary(Discontinuous):
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         return (type(self).FUNCTION(*align(a, b)),)
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        return (tape.op(name_of(type(self)), *inputs, shape=shapes[0], dtype=torch.bool),)
+
+
+class _Comparison(_Binary):
+    """Whether one of two values is the larger."""
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """As a jump from 0 to 1 of the difference."""
+        (a, b), (ar, br) = pull.x, pull.r
+        slope = pull.grad * pull.over(pull.number(pull.y[0]) - pull.number(pull.yr[0]), (a - b) - (ar - br))
+        return tuple(pull.each(slope, -slope))
 
 
 class _Unary(Discontinuous):
@@ -44,7 +57,7 @@ class Equal(_Binary):
 
 @register("Greater", since=(7, 9, 13))
 @dataclass(frozen=True)
-class Greater(_Binary):
+class Greater(_Comparison):
     """``a > b``."""
 
     FUNCTION = staticmethod(torch.gt)
@@ -52,7 +65,7 @@ class Greater(_Binary):
 
 @register("GreaterOrEqual", since=(12, 16))
 @dataclass(frozen=True)
-class GreaterOrEqual(_Binary):
+class GreaterOrEqual(_Comparison):
     """``a >= b``."""
 
     FUNCTION = staticmethod(torch.ge)
@@ -60,7 +73,7 @@ class GreaterOrEqual(_Binary):
 
 @register("Less", since=(7, 9, 13))
 @dataclass(frozen=True)
-class Less(_Binary):
+class Less(_Comparison):
     """``a < b``."""
 
     FUNCTION = staticmethod(torch.lt)
@@ -68,7 +81,7 @@ class Less(_Binary):
 
 @register("LessOrEqual", since=(12, 16))
 @dataclass(frozen=True)
-class LessOrEqual(_Binary):
+class LessOrEqual(_Comparison):
     """``a <= b``."""
 
     FUNCTION = staticmethod(torch.le)
@@ -81,6 +94,10 @@ class And(_Binary):
 
     FUNCTION = staticmethod(torch.logical_and)
 
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """A product of 0 and 1."""
+        return tuple(pull.each(*(pull.grad * pull.share(1 - i) for i in (0, 1))))
+
 
 @register("Or", since=(7,))
 @dataclass(frozen=True)
@@ -88,6 +105,10 @@ class Or(_Binary):
     """One of the two, or both."""
 
     FUNCTION = staticmethod(torch.logical_or)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        """``1 - (1 - a)(1 - b)``."""
+        return tuple(pull.each(*(pull.grad * (1.0 - pull.share(1 - i)) for i in (0, 1))))
 
 
 @register("Xor", since=(7,))
@@ -104,6 +125,12 @@ class Not(_Unary):
     """The opposite."""
 
     FUNCTION = staticmethod(torch.logical_not)
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        return (tape.op("Not", *inputs, shape=shapes[0], dtype=torch.bool),)
+
+    def pull(self, pull: Any) -> tuple[Any, ...]:
+        return (-pull.grad,)
 
 
 @register("Sign", since=(9, 13))

@@ -371,11 +371,12 @@ class Where(Affine):
         return (torch.where(condition, a, b),)
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
-        """Each side where it is taken."""
+        """Each side where it is taken; a live condition is a factor of their difference."""
+        taken = pull.share(0)
+        grads = [None, pull.grad * taken, pull.grad * (1.0 - taken)]
         if pull.live[0]:
-            return super().pull(pull)
-        taken = pull.constant(0).to(pull.tape.dtype)
-        return tuple(pull.each(None, pull.grad * taken, pull.grad * (1 - taken)))
+            grads[0] = pull.grad * (pull.middle(1) - pull.middle(2))
+        return tuple(pull.each(*grads))
 
 
 @register("Shape", since=(1, 13, 15, 19, 21, 23, 24, 25))
