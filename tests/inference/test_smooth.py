@@ -87,7 +87,7 @@ def test_truncation_sets(name: str) -> None:
     x = noise(0)
     threshold = float(np.quantile(run(model, x), 0.75))
     result = selkit.load(model, BackMeanDiff(threshold)).inference(x, var=1.0)
-    assert not result.exact
+    assert result.exact == (name == "softmax")  # its smooth end is solved on each piece
     assert result.sup_p - result.inf_p < 1e-3
     assert check_truncation(result, model, lambda y, x: y, threshold) > 20
 

@@ -190,6 +190,7 @@ def _verdict(graph: Graph, given: Sequence[int] | None, output: int) -> str:
     from selkit.errors import NotAvailableError, SelkitError
     from selkit.inference import BackMeanDiff
     from selkit.inference.score_map import build_score_map, is_piecewise_linear
+    from selkit.inference.tail import split
 
     if len(graph.inputs) != 1:
         return "the model has several inputs: say by a test whether p-values are exact"
@@ -210,8 +211,8 @@ def _verdict(graph: Graph, given: Sequence[int] | None, output: int) -> str:
         return f"regions by a threshold cannot be tested: {error}"
     except SelkitError as error:
         return f"the model cannot be tested at this shape: {error}"
-    if is_piecewise_linear(maps.margins):
-        return "p-values of regions by a threshold are exact: before it, the model is piecewise linear"
+    if is_piecewise_linear(split(maps.margins)[0]):
+        return "p-values of regions by a threshold are exact: what is smooth, if anything, is a light end"
     return "p-values of regions by a threshold are bracketed: smooth operators before it are bounded"
 
 

@@ -9,7 +9,7 @@ curvature, ``height^2 max|f''| / 8``, and a product of two values that of the pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,10 @@ class Band:
     def upper(self) -> Tensor:
         """Upper bound of value minus chord."""
         return self.offset + self.radius
+
+    def to(self, dtype: torch.dtype) -> Band:
+        """Return the band in another precision."""
+        return Band(self.left.to(dtype), self.right.to(dtype), self.offset.to(dtype), self.radius.to(dtype))
 
     def or_nothing(self) -> Band:
         """Return the band with an infinite radius wherever a bound has overflown."""
@@ -89,7 +93,11 @@ class Bounder:
         dtype = self.program.dtype
         left, right = line.at(windows[:, 0], dtype), line.at(windows[:, 1], dtype)
         nothing = torch.zeros_like(left)
-        values = {self.name: Band(left, right, nothing, nothing)}
+        return self.carry({self.name: Band(left, right, nothing, nothing)})
+
+    def carry(self, bands: Mapping[str, Band]) -> dict[str, Band]:
+        """Return the bands of the program's outputs, from those of its inputs."""
+        values = dict(bands)
         for step in self.program.steps:
             operands = [self._operand(name, values) for name in step.inputs]
             results = _through(step, operands)

@@ -18,6 +18,7 @@ from selkit.inference.observation import Observation, Selection, observe
 from selkit.inference.result import RoiResult
 from selkit.inference.score_map import is_piecewise_linear
 from selkit.inference.search import Goal, Search
+from selkit.inference.tail import cut
 from selkit.inference.truncated import Alternative, Chi
 
 
@@ -107,8 +108,9 @@ def check_region(
 
 def _search(selection: Selection, seen: Observation, search: Search, goal: Goal) -> tuple[bool, int]:
     """Find the truncation set; return whether it is exact, and how many windows were looked at."""
-    engine = Engine(selection.margins, selection.event, seen.line)
-    exact = is_piecewise_linear(selection.margins)
+    program, event = cut(selection.margins, selection.event)
+    engine = Engine(program, event, seen.line)
+    exact = is_piecewise_linear(program)
     if not exact and goal.mode in ("over_conditioning", "exhaustive"):
         raise NotAvailableError(
             f"inference_mode={goal.mode!r} needs a score map that is piecewise linear in the "
