@@ -64,6 +64,15 @@ def test_the_metadata_say_what_was_decided_and_on_what(bundle, score):
     assert loaded.threshold == "threshold"
 
 
+def test_a_guarantee_in_your_own_words(network, calibrate_on, tmp_path):
+    score = MarginScore().fit(Y=calibrate_on.logits)
+    losses = np.arange(len(calibrate_on.labels)) % 50 == 0
+    score.calibrate(risk=0.1, losses=losses.astype(float))
+    words = "at most 10 % of what is accepted is wrong, with 95 % confidence"
+    bundle = selkit.export_bundle(network, score=score, path=tmp_path / "b.onnx", guarantee=words)
+    assert {e.key: e.value for e in onnx.load(bundle.path).metadata_props}["selkit.guarantee"] == words
+
+
 def test_an_infinite_threshold_survives_the_metadata(network, calibrate_on, judge, tmp_path):
     score = MarginScore().fit(Y=calibrate_on.logits).calibrate(coverage=0.999, otherwise="accept_all")
     bundle = selkit.export_bundle(network, score=score, path=tmp_path / "b.onnx")
@@ -296,6 +305,33 @@ def test_the_embedding_is_found_by_name_or_asked_for(score, network, tmp_path):
     assert by_width.description.score.value == "pool"
     only = selkit.export_bundle(with_outputs(network, "embedding"), score=score, path=path)
     assert only.description.score.value == "embedding"
+
+
+def test_the_models_input_can_be_what_is_scored(tmp_path):
+    X = np.random.default_rng(1).normal(size=(80, 5)).astype(np.float32)
+    score = EuclideanScore(2).fit(X=X[:40], Y=X[40:]).calibrate(coverage=0.8)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 5] x) => (float[N, 5] y) { y = Exp(x) }'
+    )
+    bundle = selkit.export_bundle(model, score=score, path=tmp_path / "b.onnx", embedding="x")
+    assert (bundle.run(X)["selected"] == score.select(X)["selected"].numpy()).all()
+    assert bundle.verify(X).ok
+
+
+def test_models_of_scikit_learn_go_in(tmp_path):
+    skl2onnx = pytest.importorskip("skl2onnx")
+    from sklearn.ensemble import RandomForestClassifier
+
+    X = np.random.default_rng(2).normal(size=(90, 4)).astype(np.float32)
+    forest = RandomForestClassifier(5, random_state=0).fit(X, X[:, 0] > 0)
+    score = EuclideanScore(2).fit(X=X[:60], Y=X[60:]).calibrate(coverage=0.8)
+    for maps in (False, True):  # with maps, an output is a list of dictionaries
+        model = skl2onnx.to_onnx(
+            forest, X[:1], options={"zipmap": maps}, target_opset={"": 17, "ai.onnx.ml": 3}
+        )
+        bundle = selkit.export_bundle(model, score=score, path=tmp_path / "b.onnx", embedding="X")
+        assert bundle.verify(X).ok
+        assert (bundle.run(X)["selected"] == score.select(X)["selected"].numpy()).all()
 
 
 def test_logits_of_another_width_are_refused(network, tmp_path):

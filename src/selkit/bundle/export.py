@@ -43,6 +43,7 @@ def export_bundle(
     embedding: str | None = None,
     pool: Pool = None,
     prediction: str | None = None,
+    guarantee: str | None = None,
     names: Mapping[str, str] | None = None,
     threshold_input: ThresholdInput = "optional",
     max_references: int = 100_000,
@@ -68,13 +69,17 @@ def export_bundle(
     explainer
         A :class:`selkit.explain.Explainer` of this model.
     embedding
-        The value of the model, an output or an inner one, that the score was fitted on. Without it that which
-        the score was fitted with (``layer=``), else the logits or the only output that can be meant.
+        The value of the model, an output, an inner one or an input, that the score was fitted on. Without it
+        that which the score was fitted with (``layer=``), else the logits or the only output that can be
+        meant.
     pool
         As in :func:`selkit.embeddings.extract`; without it that which the score was fitted with.
     prediction
         For class-wise scores and thresholds of groups: the value that holds the logits from which the class
         follows. Without it a class-wise score takes the nearest class, as it does in Python.
+    guarantee
+        What the threshold promises, for the metadata. Without it what the score remembers, or what the
+        threshold's rank among the calibration scores promises.
     names
         Other names for what is added, such as ``{"score": "uncertainty"}``.
     threshold_input
@@ -142,7 +147,7 @@ def export_bundle(
         hypothesis = roi.hypothesis if isinstance(roi, RoiTest) else roi
         description = replace(description, roi={"hypothesis": repr(hypothesis)})
     if score is not None:
-        options = {"embedding": embedding, "pool": pool, "prediction": prediction}
+        options = {"embedding": embedding, "pool": pool, "prediction": prediction, "guarantee": guarantee}
         value, selected, info = _scored(g, score, called["threshold"], threshold_input, options)
         added = [("score", value), ("selected", selected), *added]
         description = replace(
@@ -183,7 +188,7 @@ def _scored(
     result, selected = decide(
         g, score, found, Limit(threshold, stored, slack_of(score, stored), groups), prediction
     )
-    guarantee, promised = guarantee_of(score)
+    known, promised = guarantee_of(score)
     info = ScoreInfo(
         name=type(score).__name__,
         parameters={name: plain(item) for name, item in score.get_params(deep=False).items()},
@@ -194,7 +199,7 @@ def _scored(
         threshold=stored.tolist(),
         groups=list(groups),
         calibration_size=None if score.calibration_scores is None else len(score.calibration_scores),
-        guarantee=guarantee,
+        guarantee=known if options["guarantee"] is None else str(options["guarantee"]),
         promised=promised,
     )
     return result, selected, info

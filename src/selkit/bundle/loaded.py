@@ -319,10 +319,16 @@ def run_pieces(
         raise InvalidInputError(f"onnxruntime cannot run these inputs: {error}") from error
     if not found:
         raise InvalidInputError(f"the input {first.name!r} is empty")
-    return {
-        name: np.concatenate([part[place] for part in found]) if len(found) > 1 else found[0][place]
-        for place, name in enumerate(names)
-    }
+    return {name: _joined([part[place] for part in found]) for place, name in enumerate(names)}
+
+
+def _joined(parts: list[Any]) -> Any:
+    """One output of all pieces; a model's own may be a sequence instead of an array."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], list):
+        return [item for part in parts for item in part]
+    return np.concatenate(parts)
 
 
 __all__ = ["Bundle", "Origin", "load_bundle"]

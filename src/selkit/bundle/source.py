@@ -130,6 +130,7 @@ def check_value(g: Emitter, name: str, argument: str, more: str = "") -> None:
         With names that are near to it.
     """
     values = {name for node in g.model.graph.node for name in node.output if name}
+    values |= {value.name for value in inputs_of(g.model)}
     outputs = [value.name for value in g.model.graph.output]
     if name not in values and name not in outputs:
         near = difflib.get_close_matches(str(name), values, n=5, cutoff=0.3)
