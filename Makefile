@@ -19,9 +19,11 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) docs/llms.py --check
 
 # The examples of the docs and docstrings run in `make test`.
 docs: $(STAMP)
+	$(PY) docs/llms.py
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 bench: $(STAMP)

@@ -88,7 +88,8 @@ def test_every_sample_is_as_the_task_kept_it():
     assert report.metrics["full/MulticlassAccuracy"] == float(task.results["full/MulticlassAccuracy"])
     assert report.threshold == float(task.score.threshold)
     assert report.alpha == 0.1
-    assert report.guarantees == []
+    (promise,) = report.guarantees
+    assert "EuclideanScore: selects a new sample" in promise
     assert len(report.scores["calibration"]) == 40
     curve = report.curve()
     assert curve.risk[-1] == pytest.approx(float(outputs["loss"].double().mean()))
@@ -106,7 +107,7 @@ def test_regions_bring_p_values_with_and_without_acceptance():
         else:
             assert sample.p_value is None
             assert sample.details["region not tested"] == "rejected"
-    assert "conditioned on the acceptance of the input, so it is valid" in report.guarantees[0]
+    assert "conditioned on the acceptance of the input, so it is valid" in report.guarantees[1]
     assert "What conditioning on acceptance changed" in render(report)
 
 
@@ -115,7 +116,7 @@ def test_a_p_value_that_forgets_acceptance_is_said_to():
     regions.conditioned = False
     task, _ = run_test(roi_test=regions)
     report = from_test(task)
-    assert "not conditioned on the acceptance of the input" in report.guarantees[0]
+    assert "not conditioned on the acceptance of the input" in report.guarantees[1]
     assert all(sample.p_value_without_acceptance is None for sample in report.samples)
 
 

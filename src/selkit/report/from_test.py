@@ -58,7 +58,8 @@ def from_test(
     names, groups, targets, attributions
         For each sample: see :class:`Sample`. An entry of ``targets`` or ``attributions`` may be None.
     guarantees
-        What is promised about the decisions; by default what the region tests promise.
+        What is promised about the decisions; by default what is known of the score's threshold, and what the
+        region tests promise.
     **others
         Further fields of :class:`Report`; ``facts`` and ``metrics`` add to what the test reported.
 
@@ -124,7 +125,7 @@ def from_test(
         fields["scores"] = {"calibration": known.cpu().numpy()}
     if "risk_name" not in fields and "loss" in columns:
         fields["risk_name"] = "mean loss"
-    promised = _promises(samples) if guarantees is None else guarantees
+    promised = _promises(task.score, samples) if guarantees is None else guarantees
     return Report(title, samples, guarantees=promised, **fields)
 
 
@@ -194,10 +195,13 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def _promises(samples: Sequence[Sample]) -> list[str]:
-    """What the tests of the regions promise."""
+def _promises(score: Any, samples: Sequence[Sample]) -> list[str]:
+    """What the threshold and the tests of the regions promise."""
+    from selkit.bundle.description import guarantee_of
+
+    promises = [f"{type(score).__name__}: {guarantee_of(score)[0]}."]
     tested = [s for s in samples if s.p_value is not None]
-    if not tested:
-        return []
-    conditioned = all(s.p_value_without_acceptance is not None for s in tested)
-    return [f"{REGIONS} {ACCEPTED if conditioned else NOT_ACCEPTED}"]
+    if tested:
+        conditioned = all(s.p_value_without_acceptance is not None for s in tested)
+        promises.append(f"{REGIONS} {ACCEPTED if conditioned else NOT_ACCEPTED}")
+    return promises

@@ -183,7 +183,7 @@ class Report:
         Level that a p-value is compared with.
     adjust
         How p-values are adjusted for the number of tests, where samples do not bring adjusted ones: see
-        :func:`selkit.inference.adjusted_p_values`.
+        ``selkit.inference.adjust.adjusted_p_values``.
     value_range
         Image values shown as black and white; by default the 0.5 and 99.5 percentiles over all images.
 
