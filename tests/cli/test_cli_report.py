@@ -46,7 +46,7 @@ def test_a_page_with_a_gallery(selkit, results):
     assert (ended.code, ended.json["samples"], ended.json["shown"]) == (0, 5, 5)
     text = page.read_text(encoding="utf-8")
     assert "A &lt;title&gt;" in text
-    for part in ("sample 0", "sample 4", "60.0%", "regions tested", "it has NaN or infinity", "p = 0.010"):
+    for part in ("sample 0", "sample 4", "60.0", "it has NaN or infinity", "p = 0.010"):
         assert part in text
 
 
@@ -54,7 +54,7 @@ def test_a_page_without_images(selkit, results):
     page = results / "page.html"
     ended = selkit("report", results / "d.csv", "-o", page, "--json")
     assert (ended.code, ended.json["shown"]) == (0, 5)
-    assert "60.0%" in page.read_text(encoding="utf-8")
+    assert "60.0" in page.read_text(encoding="utf-8")
 
 
 def test_a_score_adds_its_promise(selkit, results, data):
@@ -75,6 +75,31 @@ def test_the_gallery_has_a_limit(selkit, results):
     text = (results / "p.html").read_text(encoding="utf-8")
     assert "sample 1" in text
     assert "sample 2" not in text
+    assert "60.0%" in text  # of all
+
+
+def test_kinds_of_samples(selkit, results):
+    (results / "kinds.txt").write_text("dog\ndog\ncat\ncat\nhen\n")
+    selkit("report", results / "d.csv", "-o", results / "p.html", "--groups", results / "kinds.txt")
+    text = (results / "p.html").read_text(encoding="utf-8")
+    assert all(f">{kind}<" in text for kind in ("dog", "cat", "hen"))
+    ended = selkit("report", results / "d.csv", "-o", results / "p.html", "--groups", results / "d.csv")
+    assert ended.code == 0
+    (results / "kinds.txt").write_text("dog\n")
+    ended = selkit("report", results / "d.csv", "-o", results / "p.html", "--groups", results / "kinds.txt")
+    assert "kinds.txt has 1 lines, but the results go to 4" in ended.complaint
+
+
+def test_folders_are_kinds(selkit, tmp_path):
+    rows = [
+        {"index": k, "name": name, "score": 1.0, "selected": True}
+        for k, name in enumerate(("a/1.png", "b/1.png"))
+    ]
+    write_rows(tmp_path / "d.csv", tuple(rows[0]), rows)
+    selkit("report", tmp_path / "d.csv", "-o", tmp_path / "p.html")
+    text = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert ">a<" in text
+    assert ">b<" in text
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def run(options: Namespace, console: Console) -> Exit:
     model = train(random)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     kinds = write_data(folder, options.images, random)
+    (folder / "kinds.txt").write_text("\n".join(kinds) + "\n", encoding="utf-8")
     at = {name: str(folder / name) for name in ("train.npy", "calibration.npy", "new.npy", "model.onnx")}
     score, decisions, tests, regions, page = (
         str(folder / name)
@@ -90,7 +91,8 @@ def run(options: Namespace, console: Console) -> Exit:
     bundle = ["bundle", at["model.onnx"], "--score", score, "--roi-top", "12"]
     _command([*bundle, "--verify", at["new.npy"], "-o", str(folder / "bundle.onnx")], console)
     report = ["report", decisions, tests, "--images", at["new.npy"], "--regions", regions, "--score", score]
-    _command([*report, "--title", "Digits in noise", "-o", page], console)
+    more = ["--groups", str(folder / "kinds.txt"), "--title", "Digits in noise"]
+    _command([*report, *more, "-o", page], console)
     found = findings(kinds, Path(decisions), Path(tests))
     console.say("")
     for name, values in found.items():

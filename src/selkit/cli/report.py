@@ -43,6 +43,7 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
     parser.add_argument(
         "--score", metavar="SCORE.safetensors", help="adds its threshold, promise and calibration"
     )
+    parser.add_argument("--groups", metavar="FILE", help="kind of each, one a line (default: its folder)")
     parser.add_argument("--title", default="Decisions and tests")
     parser.add_argument("--alpha", type=float, default=0.05, help="level (default: 0.05)")
     parser.add_argument(
@@ -109,16 +110,18 @@ def make_report(rows: list[dict[str, Any]], options: Namespace) -> Report:
     from selkit.report import Report
     from selkit.report.from_test import ACCEPTED, NOT_ACCEPTED, REGIONS
 
-    facts: dict[str, str | float] = {"samples": len(rows)}
+    facts: dict[str, str | float] = {}
     guarantees = []
     decided = [row for row in rows if "selected" in row]
-    if decided:
+    whole = len(rows) <= options.limit  # the page counts what it shows
+    if decided and not whole:
         chosen = sum(bool(row["selected"]) for row in decided)
-        facts |= {"selected": chosen, "coverage": f"{chosen / len(decided):.1%}"}
+        facts |= {"selected of all": chosen, "coverage of all": f"{chosen / len(decided):.1%}"}
     tested = [row for row in rows if row.get("p_value") is not None]
     if tested:
-        real = sum(row.get("rejected") is True for row in tested)
-        facts |= {"regions tested": len(tested), "regions real after adjustment": real}
+        if not whole:
+            real = sum(row.get("rejected") is True for row in tested)
+            facts |= {"regions tested of all": len(tested), "regions real of all": real}
         conditioned = all(row.get("given_acceptance") for row in tested)
         guarantees.append(f"{REGIONS} {ACCEPTED if conditioned else NOT_ACCEPTED if decided else ''}".strip())
     failed = sum(row.get("error") is not None and row.get("error_type") != "NotAcceptedError" for row in rows)
@@ -169,12 +172,30 @@ def _samples(rows: list[dict[str, Any]], options: Namespace) -> list[Sample]:
             raise InvalidInputError(
                 f"{values.where} has {len(values)} entries, but the results go to {rows[-1]['index']}"
             )
+    groups = None if options.groups is None else _groups(options.groups, rows[-1]["index"])
     shown = {row["index"]: row for row in rows[: options.limit]}
     parts = {field: _read(values, set(shown)) for field, values in files.items()}
     return [
-        _sample(row, {field: found.get(index) for field, found in parts.items()})
+        _sample(
+            row,
+            {field: found.get(index) for field, found in parts.items()},
+            _folder(row) if groups is None else groups[index],
+        )
         for index, row in shown.items()
     ]
+
+
+def _groups(path: str, last: int) -> list[str]:
+    """The kind of each sample, from a text file with one in each line."""
+    found = Path(path).read_text(encoding="utf-8").splitlines()
+    if len(found) <= last:
+        raise InvalidInputError(f"--groups: {path} has {len(found)} lines, but the results go to {last}")
+    return found
+
+
+def _folder(row: dict[str, Any]) -> str:
+    """The folder of an image in a folder of folders."""
+    return str(row.get("name") or "").rpartition("/")[0]
 
 
 def _read(samples: Samples, wanted: set[int]) -> dict[int, Any]:
@@ -193,7 +214,7 @@ def _read(samples: Samples, wanted: set[int]) -> dict[int, Any]:
     return found
 
 
-def _sample(row: dict[str, Any], arrays: dict[str, Any]) -> Sample:
+def _sample(row: dict[str, Any], arrays: dict[str, Any], group: str) -> Sample:
     """A record from a row of the results."""
     import math
 
@@ -219,6 +240,7 @@ def _sample(row: dict[str, Any], arrays: dict[str, Any]) -> Sample:
         score=math.nan if score is None else float(score),
         selected=bool(row.get("selected", row.get("error_type") != "NotAcceptedError")),
         name=row.get("name") or f"sample {row['index']}",
+        group=group,
         roi=roi,
         attribution=attribution,
         details={
