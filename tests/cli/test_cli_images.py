@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
+import zlib
 from argparse import Namespace
 
 import numpy as np
@@ -123,6 +125,32 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
     frames[0].save(tmp_path / "stack.tif", save_all=True, append_images=frames[1:])
     with pytest.raises(FileFormatError, match="has 2 frames; one is needed"):
         read(tmp_path / "stack.tif")
+
+
+def deep_png(color: int, channels: int) -> bytes:
+    """A PNG file of 3 by 2 pixels with 16 bits in each channel, written by hand."""
+
+    def part(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    lines = b"".join(b"\0" + bytes(range(6 * channels)) for _ in range(2))
+    head = struct.pack(">IIBBBBB", 3, 2, 16, color, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(lines)) + part(b"IEND", b"")
+    )
+
+
+def test_channels_that_pillow_would_cut_to_bytes_are_refused(tmp_path):
+    path = tmp_path / "deep.png"
+    for color, channels in ((2, 3), (6, 4)):
+        path.write_bytes(deep_png(color, channels))
+        with pytest.raises(FileFormatError, match="several channels of 16 bits, of which Pillow reads 8"):
+            read(path, color="rgb")
+    path.write_bytes(deep_png(0, 1))
+    expected = np.tile(np.frombuffer(bytes(range(6)), ">u2"), (2, 1)).astype(np.float32)
+    np.testing.assert_array_equal(read(path, scale="none")[0, 0], expected)
 
 
 def test_a_broken_image_is_a_reason_and_not_the_end(tmp_path):

@@ -213,6 +213,10 @@ class ImageSamples:
 
     def _pixels(self, image: Any, path: Path) -> NDArray[np.float32]:
         """Channels first, converted and scaled."""
+        if _cut_to_bytes(image):
+            raise FileFormatError(
+                f"{path} has several channels of 16 bits, of which Pillow reads 8; save an array instead"
+            )
         own = _color(image.mode)
         color = self.options.color or own
         deep = image.mode.startswith(("I", "F"))
@@ -247,6 +251,17 @@ class ImageSamples:
             each = np.asarray(values, np.float32)[:, None, None]
             pixels = pixels - each if name == "mean" else pixels / each
         return pixels
+
+
+def _cut_to_bytes(image: Any) -> bool:
+    """Whether Pillow reads only the upper bytes of a file's pixels, which it does silently."""
+    if len(image.getbands()) == 1:
+        return False
+    if image.format == "PNG":
+        return any(str(tile[3]).partition(";")[2].startswith("16") for tile in image.tile)
+    if image.format == "TIFF":
+        return bool(max(image.tag_v2.get(258, (8,))) > 8)
+    return False
 
 
 def _color(mode: str) -> str | None:
