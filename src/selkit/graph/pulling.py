@@ -24,8 +24,8 @@ Pulled = tuple[Symbol | None, ...]
 
 LOWEST = -1e30
 """What stands for minus infinity."""
-TINY = 1e-30
-"""Smaller than any difference that counts; keeps a denominator from 0."""
+TINY = 3.1e-33
+"""Smaller than any value that counts."""
 
 
 class Pull:
@@ -107,6 +107,16 @@ class Pull:
         x: Symbol = self.x[index]
         return (x + self.r[index]) * 0.5 if self.live[index] else x
 
+    def factor(self, index: int) -> Symbol:
+        """The multiplier of one of two factors: the mean of the other one, halved where that is smallest."""
+        shape, other = self.x[index].shape, 1 - index
+        if not self.live[other]:
+            return self.collect(self.grad * self.x[other], shape)
+        both = self.x[other] + self.r[other]
+        if math.prod(both.shape) <= math.prod(shape):
+            return self.collect(self.grad * (both * 0.5), shape)
+        return self.collect(self.grad * both, shape) * 0.5
+
     def collect(self, grad: Symbol, shape: Shape, full: Shape | None = None) -> Symbol:
         """Sum a multiplier over the axes on which an input of ``shape`` was repeated to ``full``."""
         full = self.y[0].shape if full is None else full
@@ -126,25 +136,30 @@ class Pull:
     def relu(self, x: Symbol, r: Symbol, knot: Symbol | float | None = None) -> Symbol:
         """The multiplier of ``max(x - knot, 0)``, exact and without a guard.
 
-        ``M / (M - N)`` with ``M = max(x, r, 0)`` and ``N = min(x, r, -tiny)``: no difference of nearly equal
-        numbers, 1 or 0 where the signs agree, and the gradient where ``x`` equals ``r``.
+        ``(1 + (x + r) / |x - r|) / 2``, cut to ``[0, 1]``: no difference of nearly equal numbers counts, it
+        is 1 or 0 where the signs agree, and the gradient where ``x`` equals ``r``. Faster in onnxruntime
+        than maxima and minima, because most of it is done by the operators that it threads best.
         """
         if knot is not None:
             x, r = x - knot, r - knot
-        high = x.relu().maximum(r)
-        low = x.minimum(-TINY).minimum(r)
-        return high / (high - low)
+        x = x - TINY  # only 0 becomes another number, so that 0 / 0 cannot be
+        ratio = (x + r) / (x - r).abs()
+        if self.tape.dtype == torch.float32:
+            return self.tape.op("HardSigmoid", ratio, shape=ratio.shape, alpha=0.5, beta=0.5)
+        return (ratio * 0.5 + 0.5).clamp(0.0, 1.0)
 
-    def slopes(self, x: Symbol, r: Symbol, y: Symbol, yr: Symbol, derivative: Any) -> Symbol:
-        """``(y - yr) / (x - r)``, and the derivative in the middle where ``x`` and ``r`` are close.
+    def slopes(self, x: Symbol, r: Symbol, y: Symbol, yr: Symbol, *, first: Any, second: Any) -> Symbol:
+        """``(y - yr) / (x - r)``, and what the derivatives at ``x`` say where ``x`` and ``r`` are close.
 
-        A smooth blend, which threads better than a condition: with ``d = x - r`` it is
-        ``((y - yr) d + e^2 f'(m)) / (d^2 + e^2)``. The derivative is wrong by ``d^2 f''' / 24``, so the
-        blend by at most ``e^2 f''' / 24``, and the rounding of ``y`` is enlarged by at most ``1 / (2 e)``.
+        A smooth blend, which threads better than a condition. With ``d = x - r``, the chord is
+        ``f' - f'' d / 2 + f''' d^2 / 6``, and this is its mean with its first two terms, with the weights
+        ``d^2`` and ``e^2``: wrong by at most ``e^2 f''' / 6``, and the rounding of ``y`` is enlarged by at
+        most ``1 / (2 e)``.
         """
         d = x - r
         weight = self.width * self.width
-        blend: Symbol = ((y - yr) * d + derivative * weight) / (d * d + weight)
+        bent = y - second * (weight / 2)
+        blend: Symbol = ((bent - yr) * d + first * weight) / (d * d + weight)
         return blend
 
     @property
@@ -154,12 +169,12 @@ class Pull:
 
     def slopes_of_exp(self, x: Symbol, r: Symbol, y: Symbol, yr: Symbol) -> Symbol:
         """The multiplier of ``y = exp(x)``."""
-        return self.slopes(x, r, y, yr, ((x + r) * 0.5).exp())
+        return self.slopes(x, r, y, yr, first=y, second=y)
 
     @property
     def width(self) -> float:
         """Difference below which the derivative is used."""
-        return 4e-3 if self.tape.dtype == torch.float32 else 1e-5
+        return 1e-3 if self.tape.dtype == torch.float32 else 1e-6
 
     def shares(self, axes: Sequence[int]) -> tuple[Symbol, Symbol, Symbol]:
         """The logarithm of the sum of exponentials over axes, at both points, and its multipliers.
@@ -184,8 +199,9 @@ class Pull:
     def rescale(self, operator: Any) -> Pulled:
         """A smooth operator of one live input by the rescale rule."""
         x, r = self.x[0], self.r[0]
-        middle = (x + r) * 0.5
-        slope = self.slopes(x, r, self.y[0], self.yr[0], operator.derivative(middle))
+        slope = self.slopes(
+            x, r, self.y[0], self.yr[0], first=operator.derivative(x), second=operator.second(x)
+        )
         return self.only(0, self.grad * slope)
 
     def pieces(self, knots: Sequence[Any], slopes: Sequence[Any]) -> Pulled:

@@ -126,7 +126,7 @@ class Mul(Product):
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
         """Each factor times the other's mean: ``ab - a'b' = (a - a')(b + b')/2 + (b - b')(a + a')/2``."""
-        return tuple(pull.each(*(pull.grad * pull.middle(1 - i) if pull.live[i] else None for i in (0, 1))))
+        return tuple(pull.factor(i) if alive else None for i, alive in enumerate(pull.live))
 
     def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         a, b = align(a, b)
