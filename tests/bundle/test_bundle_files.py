@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import selkit
 from selkit.bundle.emitter import Emitter
 from selkit.bundle.merging import merge
+from selkit.bundle.registry import emit_score
 from selkit.bundle.verification import compare, compare_flags
 from selkit.errors import (
     FileFormatError,
@@ -71,6 +73,23 @@ def test_a_guarantee_in_your_own_words(network, calibrate_on, tmp_path):
     words = "at most 10 % of what is accepted is wrong, with 95 % confidence"
     bundle = selkit.export_bundle(network, score=score, path=tmp_path / "b.onnx", guarantee=words)
     assert {e.key: e.value for e in onnx.load(bundle.path).metadata_props}["selkit.guarantee"] == words
+
+
+def test_a_score_that_remembers_its_promise_is_believed(network, calibrate_on, tmp_path):
+    class Remembering(MarginScore):
+        guarantee: ClassVar = {"text": "keeps the risk below 0.1", "risk": 0.1, "confidence": 0.95}
+
+        def to_onnx(self, g, features):
+            return emit_score(g, MarginScore(), features)
+
+    score = Remembering().fit(Y=calibrate_on.logits).set_threshold(0.9)
+    info = selkit.export_bundle(network, score=score, path=tmp_path / "b.onnx").description.score
+    assert info.guarantee == "keeps the risk below 0.1"
+    assert info.promised == {"risk": 0.1, "confidence": 0.95}
+    Remembering.guarantee = {"text": "covers 0.9", "coverage": 0.9}
+    info = selkit.export_bundle(network, score=score, path=tmp_path / "b.onnx").description.score
+    assert "of 150 calibration scores" in info.guarantee
+    assert info.promised["asked"] == {"coverage": 0.9}
 
 
 def test_an_infinite_threshold_survives_the_metadata(network, calibrate_on, judge, tmp_path):

@@ -196,23 +196,24 @@ def plain(value: Any) -> Any:
 def guarantee_of(score: UncertaintyScore) -> tuple[str, dict[str, Any]]:
     """What a score's threshold promises, in words and as numbers.
 
-    A score that remembers how its threshold was set has that in ``guarantee``. Else the threshold's rank
-    among the calibration scores says what split conformal prediction promises for it: a new sample of their
-    distribution is selected with probability at least ``rank / (M + 1)``, if the rank did not depend on the
-    scores.
+    A score that remembers how its threshold was set has that in ``guarantee``, a mapping with ``"text"`` and
+    numbers; a promise about risks is known in no other way. About coverage, the threshold's rank among the
+    calibration scores says what split conformal prediction promises: a new sample of their distribution is
+    selected with probability at least ``rank / (M + 1)``, if the rank did not depend on the scores.
     """
-    known = getattr(score, "guarantee", None)
-    if isinstance(known, Mapping):
-        return str(known.get("text", dict(known))), dict(plain(dict(known)))
-    scores, limit = score.calibration_scores, score.threshold
+    told = getattr(score, "guarantee", None)
+    known: dict[str, Any] = plain(dict(told)) if isinstance(told, Mapping) else {}
+    text, scores, limit = known.pop("text", None), score.calibration_scores, score.threshold
+    if text is not None and "coverage" not in known and "quantile" not in known:
+        return str(text), known
     if not isinstance(scores, Tensor) or not isinstance(limit, Tensor):
-        return "none known: the calibration scores were not kept with the score", {}
+        return str(text or "none known: the calibration scores were not kept with the score"), known
     if limit.ndim or isinstance(score, ClassWiseScore):
-        return "one threshold for each group or class; see how they were set", {}
+        return str(text or "one threshold for each group or class; see how they were set"), known
     rank, count = int((scores.double() <= limit.double()).sum()), len(scores)
     return (
         "selects a new sample of the calibration set's distribution with probability at least "
         f"{rank}/{count + 1} "
         f"(rank {rank} of {count} calibration scores), if the rank was chosen without looking at them",
-        {"coverage": rank / (count + 1), "rank": rank},
+        {"asked": known, "coverage": rank / (count + 1), "rank": rank},
     )
