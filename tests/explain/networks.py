@@ -31,6 +31,23 @@ class Functional(nn.Module):
         return self.head(functional.max_pool2d(x, 2).flatten(1))
 
 
+class Dense(nn.Module):
+    """Features that are kept and appended to, normalized before each activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4 * i + 1) for i in range(4))
+        self.convs = nn.ModuleList(nn.Conv2d(4 * i + 1, 4, 3, padding=1) for i in range(3))
+        self.head = nn.Linear(13, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        for norm, layer in zip(self.norms, self.convs, strict=False):
+            features.append(layer(functional.relu(norm(torch.cat(features, 1)))))
+        last = functional.relu(self.norms[3](torch.cat(features, 1)))
+        return self.head(last.mean((2, 3)))
+
+
 class SqueezeExcite(nn.Module):
     """Channels weighted by what they are."""
 
@@ -126,6 +143,7 @@ NETWORKS: dict[str, Maker] = {
     "mish": conv(nn.Mish),
     "normalized": Normalized,
     "functional": Functional,
+    "dense": Dense,
     "squeeze_excite": SqueezeExcite,
     "attention": Attention,
     "encoder_layer": Built,

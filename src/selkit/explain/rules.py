@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selkit.errors import UnsupportedModelError, UnsupportedNode
-from selkit.graph.ops import Concat, MaxPool, Relu
+from selkit.graph.ops import BatchNormalization, Concat, Conv, MaxPool, Relu
 from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute
 from selkit.graph.program import Program, Step
 from selkit.graph.pulling import Pull
@@ -106,6 +106,7 @@ class _Writer:
         self.tape = tape
         self.program = program
         self.opset = opset
+        self.steps = steps
         self.values = values
         self.stored = stored
         self.grads: dict[str, list[Symbol]] = {}
@@ -113,6 +114,7 @@ class _Writer:
         self._extra: dict[str, tuple[Symbol, ...]] = {}
         self._broken: set[str] = set()
         self._absorbed: dict[str, str] = _absorbed(steps, program.outputs)
+        self._passed = _passed(steps, program.outputs)
 
     def _at(self, point: int, names: Sequence[str]) -> list[Symbol | None]:
         values = self.values[point]
@@ -148,6 +150,14 @@ class _Writer:
             self._problem(step, error)
             self._broken.update(step.outputs)
 
+    def _scale(self, name: str) -> Tensor:
+        """The factors of the BatchNormalization that makes a value."""
+        step = next(step for step in self.steps if step.outputs[0] == name)
+        scale, var = (self.program.constants[step.inputs[i]][0] for i in (1, 4))
+        if not isinstance(step.operator, BatchNormalization):
+            raise TypeError(f"{name} is not made by a BatchNormalization")
+        return step.operator.factor(scale, var).to(self.tape.dtype)
+
     def total(self, name: str) -> Symbol | None:
         """Sum of the multipliers of a value from all its readers."""
         parts = self.grads.pop(name, [])
@@ -179,6 +189,11 @@ class _Writer:
             kind=step.kind,
         )
         pull.places = self._extra.get(step.outputs[0], ())
+        if step.outputs[0] in self._passed.values():  # a convolution behind it has done this
+            self.grads.setdefault(inputs[0], []).append(pull.grad)
+            return
+        if inputs[0] in self._passed:
+            pull.scale = self._scale(self._passed[inputs[0]])
         try:
             results = step.operator.pull(pull)
         except UnsupportedAttribute as error:
@@ -193,19 +208,46 @@ class _Writer:
                 self.grads.setdefault(source, []).append(result)
 
 
-def _absorbed(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, str]:
-    """Outputs of Relu that only a MaxPool reads, with what the Relu reads: both are one rule."""
+def _readers(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, list[Step]]:
+    """Who reads a value; nobody for an output, which is read elsewhere too."""
     readers: dict[str, list[Step]] = {}
     for step in steps:
         for name in step.inputs:
-            readers.setdefault(name, []).append(step)
+            if name not in outputs:
+                readers.setdefault(name, []).append(step)
+    return readers
+
+
+def _absorbed(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, str]:
+    """Outputs of Relu that only a MaxPool reads, with what the Relu reads: both are one rule."""
+    readers = _readers(steps, outputs)
     return {
         step.outputs[0]: step.inputs[0]
         for step in steps
         if isinstance(step.operator, Relu)
-        and step.outputs[0] not in outputs
         and [type(reader.operator) for reader in readers.get(step.outputs[0], [])] == [MaxPool]
     }
+
+
+def _passed(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, str]:
+    """Inputs of convolutions behind BatchNormalization and Relu, with what the normalization makes.
+
+    A factor for each channel may be applied before or after a Relu's multiplier, and costs nothing in the
+    convolution's weights.
+    """
+    readers = _readers(steps, outputs)
+    found = {}
+    for step in steps:
+        if isinstance(step.operator, BatchNormalization):
+            made = step.outputs[0]
+            for kind in (Relu, Conv):
+                after = readers.get(made, [])
+                if len(after) != 1 or not isinstance(after[0].operator, kind):
+                    break
+                if kind is Conv and after[0].live[:2] == (True, False):
+                    found[made] = step.outputs[0]
+                made = after[0].outputs[0]
+    return found
 
 
 def chained(steps: Sequence[Step]) -> list[Step]:

@@ -24,8 +24,6 @@ Pulled = tuple[Symbol | None, ...]
 
 LOWEST = -1e30
 """What stands for minus infinity."""
-TINY = 3.1e-33
-"""Smaller than any value that counts."""
 
 
 class Pull:
@@ -47,6 +45,8 @@ class Pull:
         What the operator is for these live inputs.
     places
         Where a maximum over windows is, at both points.
+    scale
+        Factors for the channels of the multipliers of a convolution's input, of an operator before it.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Pull:
         self.live = tuple(live)
         self.kind = kind
         self.places: tuple[Symbol, ...] = ()
+        self.scale: Tensor | None = None
 
     @property
     def grad(self) -> Symbol:
@@ -136,17 +137,20 @@ class Pull:
     def relu(self, x: Symbol, r: Symbol, knot: Symbol | float | None = None) -> Symbol:
         """The multiplier of ``max(x - knot, 0)``, exact and without a guard.
 
-        ``(1 + (x + r) / |x - r|) / 2``, cut to ``[0, 1]``: no difference of nearly equal numbers counts, it
-        is 1 or 0 where the signs agree, and the gradient where ``x`` equals ``r``. Faster in onnxruntime
-        than maxima and minima, because most of it is done by the operators that it threads best.
+        ``[x > 0] + r / (|x| + |r|)``, cut to ``[0, 1]``: no difference of nearly equal numbers, 1 or 0 where
+        the signs agree, and the gradient where ``x`` equals ``r``. With ``q = r / |x|`` the quotient is
+        ``q / (1 + |q|)``, Softsign, so that only three nodes read two values for every reference.
         """
         if knot is not None:
             x, r = x - knot, r - knot
-        x = x - TINY  # only 0 becomes another number, so that 0 / 0 cannot be
-        ratio = (x + r) / (x - r).abs()
+        ratio = r * x.abs().maximum(self.least).reciprocal()
         if self.tape.dtype == torch.float32:
-            return self.tape.op("HardSigmoid", ratio, shape=ratio.shape, alpha=0.5, beta=0.5)
-        return (ratio * 0.5 + 0.5).clamp(0.0, 1.0)
+            share = self.tape.op("Softsign", ratio, shape=ratio.shape)
+            above = self.tape.op("HardSigmoid", x, shape=x.shape, alpha=1 / self.least, beta=0.0)
+        else:
+            share, above = ratio / (ratio.abs() + 1.0), self.number(x > 0.0)
+        cut = above + share
+        return self.tape.op("Clip", cut, self.tape.lift(0.0), self.tape.lift(1.0), shape=cut.shape)
 
     def slopes(self, x: Symbol, r: Symbol, y: Symbol, yr: Symbol, *, first: Any, second: Any) -> Symbol:
         """``(y - yr) / (x - r)``, and what the derivatives at ``x`` say where ``x`` and ``r`` are close.

@@ -121,6 +121,10 @@ class Conv(_Convolution):
     def pull(self, pull: Any) -> tuple[Any, ...]:
         """The transposed convolution; with stride 1 it is a convolution with flipped weights, and faster."""
         weights = pull.constant(1)
+        if pull.scale is not None:
+            rows = weights.reshape(self.group, -1, *weights.shape[1:])
+            shape = (self.group, 1, -1, *(1,) * (weights.ndim - 2))
+            weights = (rows * pull.scale.reshape(shape)).reshape(weights.shape)
         kernel = tuple(weights.shape[2:])
         x = pull.x[0].shape
         placed = windows.place(

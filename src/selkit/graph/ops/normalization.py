@@ -54,16 +54,20 @@ class BatchNormalization(Affine):
         """One factor and one summand for each channel."""
         x, *parameters = inputs
         scale, bias, mean, var = (value.value.double() for value in parameters)
-        factor = scale / (var + self.epsilon).sqrt()
+        factor = self.factor(scale, var)
         shape = (-1, *(1,) * (x.ndim - 2))
         return (
             x * factor.to(tape.dtype).reshape(shape) + (bias - mean * factor).to(tape.dtype).reshape(shape),
         )
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
-        factor = pull.constant(1).double() / (pull.constant(4).double() + self.epsilon).sqrt()
         shape = (-1, *(1,) * (pull.x[0].ndim - 2))
-        return tuple(pull.only(0, pull.grad * factor.to(pull.tape.dtype).reshape(shape)))
+        factor = self.factor(pull.constant(1), pull.constant(4)).to(pull.tape.dtype)
+        return tuple(pull.only(0, pull.grad * factor.reshape(shape)))
+
+    def factor(self, scale: Tensor, var: Tensor) -> Tensor:
+        """What each channel is multiplied by; in double precision."""
+        return scale.double() / (var.double() + self.epsilon).sqrt()
 
     def spread(self, live: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
         x, scale, _, _, var = inputs
