@@ -23,7 +23,7 @@ from selkit.inference.postprocess import (
     PostProcess,
 )
 from selkit.inference.randomized import RandomizedResult
-from selkit.inference.regions import ArgMax, Region, TopK
+from selkit.inference.regions import ArgMax, PredictedClass, Region, TopK
 from selkit.inference.result import RoiResult
 from selkit.inference.roi import RoiTest, load
 from selkit.inference.table import RoiRow, RoiTable
@@ -44,6 +44,7 @@ __all__ = [
     "Neg",
     "NeighborMeanDiff",
     "PostProcess",
+    "PredictedClass",
     "RandomizedResult",
     "ReferenceMeanDiff",
     "Region",

@@ -97,6 +97,8 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         why = "is constant, so use_norm=True cannot scale it" if hypothesis.use_norm else "overflows"
         raise InvalidInputError(f"the score map {why}: it has values that are not finite on this image")
     rule = hypothesis.region
+    if rule is not None:
+        rule = rule.given({name: values[name][0].cpu().numpy() for name in rule.needs})
     margin = maps.margins.run(image)[maps.margin][0] if rule is None else score
     chosen = margin > 0 if rule is None else torch.as_tensor(rule.select(score.cpu().numpy()))
     roi = fit_to_input(chosen, shape).cpu().numpy()
@@ -122,7 +124,8 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         torch.as_tensor(index, device=inputs.tested.device),
         torch.as_tensor(positive, device=inputs.tested.device),
     )
-    return Selection(inputs, margins, event, output, score, roi, usable)
+    shown = score if rule is None else torch.as_tensor(rule.shown(score.cpu().numpy()))
+    return Selection(inputs, margins, event, output, shown, roi, usable)
 
 
 def observe(

@@ -353,9 +353,10 @@ class RoiTest:
         key = (shape, tuple((name, value.cpu().numpy().tobytes()) for name, value in others.items()))
         if self._compiled is None or self._compiled[0] != key:
             output = self.graph.outputs[self.hypothesis.o_idx].name
+            needs = () if self.hypothesis.region is None else self.hypothesis.region.needs
             program = self.graph.compile(
                 {self.tested_name: shape},
-                [output],
+                [output, *needs],
                 constants=others,
                 device=self.device,
                 seed=self.seed,

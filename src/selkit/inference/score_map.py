@@ -57,7 +57,8 @@ def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMa
     Parameters
     ----------
     program
-        The model, compiled with the one output that the hypothesis selects.
+        The model, compiled with the one output that the hypothesis selects, and behind it what its rule for
+        the region needs.
     hypothesis
         Says how the score map comes out of it.
     x
@@ -75,7 +76,9 @@ def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMa
         score = step.build(builder, score, x)
     observed = builder.program.prune([output, score])
     if hypothesis.region is not None:
-        return ScoreMap(observed, builder.program.prune([score]), output, score, score)
+        needs = hypothesis.region.needs
+        observed = builder.program.prune([output, score, *needs])
+        return ScoreMap(observed, builder.program.prune([score, *needs]), output, score, score)
     margins, logits, threshold = _undo(builder.program.prune([score]), score, hypothesis)
     builder = Builder(margins)
     if hypothesis.use_norm:
