@@ -16,10 +16,11 @@ from selkit.errors import InvalidInputError
 from selkit.graph.ops.base import Kind
 from selkit.graph.program import Program
 from selkit.inference.bounds import Bounder
-from selkit.inference.events import Event, Settled
+from selkit.inference.events import Event, Settled, SignEvent
 from selkit.inference.intervals import EMPTY, Intervals, around, complement, intersection, length, union
 from selkit.inference.line import Follower, Line
 from selkit.inference.search import REACH, Search
+from selkit.inference.witness import Witnesses, largest, stack
 
 Window = tuple[float, float]
 
@@ -40,6 +41,9 @@ HOME = 128
 
 SURVEYS, SURVEYED = 12, 4.0
 """Windows that are looked at first, and how far they reach beyond the statistic and the null value."""
+
+SIGHT = 1.0
+"""Width of the first windows that are tried to be excluded by single elements."""
 
 WORTH = 6.0
 """Bounds cost about as much as this many linear pieces."""
@@ -67,14 +71,14 @@ class Engine:
     def __init__(self, program: Program, event: Event, line: Line) -> None:
         self.event, self.line = event, line
         self.smooth = Bounder(program)
-        self.exact = self.fast = Follower(program, _stack(program))
-        self.bytes, self.tolerance = _largest(program), 0.0
+        self.exact = self.fast = Follower(program, stack(program, CACHE))
+        self.bytes, self.tolerance = largest(program), 0.0
         self.density = max(DENSITY * _switches(program), 1.0)
         self.direct = 2 * REACH * self.density * self.bytes <= DIRECT
         if not self.direct:
             fast = program.single
-            self.fast = Follower(fast, _stack(fast))
-            self.bytes, self.tolerance = _largest(fast), SAFETY * self._rounding(program, fast)
+            self.fast = Follower(fast, stack(fast, CACHE))
+            self.bytes, self.tolerance = largest(fast), SAFETY * self._rounding(program, fast)
         self.bounder = Bounder(self.fast.program)
         self.batch = max(4, min(64, self.fast.limit // 8))
         self.windows = 0
@@ -118,6 +122,14 @@ class Engine:
                 known = self.bound(windows)
                 search.record(known)
                 rows = complement(union(known.included, known.excluded), rows)
+                if pace.too_much(rows, density):
+                    pace.width /= 3
+                    continue
+            elif pace.witnesses is not None:
+                self.windows += len(rows)
+                found = pace.witnesses.exclude(rows)
+                search.record(Settled(EMPTY, found))
+                rows = complement(found, rows)
             before = self.pieces
             self.follow(rows, search)
             pace.update(windows, rows, self.pieces - before)
@@ -168,8 +180,18 @@ class Engine:
             return _Pace(1e6, 8, False, limit)
         width = 0.5 * limit / max(density, 1e-3)
         if able * density < WORTH:
-            return _Pace(width, 1, False, limit)
-        return _Pace(min(0.7 * able, 4 * width), self.batch, True, limit)
+            witnesses = self._witnesses()
+            if witnesses is None:
+                return _Pace(width, 1, False, limit)
+            return _Pace(SIGHT, 8, False, limit, witnesses)
+        return _Pace(0.7 * able, self.batch, True, limit)
+
+    def _witnesses(self) -> Witnesses | None:
+        """What excludes windows by single elements, if these depend on little of the network."""
+        if not isinstance(self.event, SignEvent):
+            return None
+        witnesses = Witnesses(self.fast.program, self.event, self.line, self.tolerance, CACHE)
+        return witnesses if witnesses.pay() else None
 
     def bound(self, windows: Sequence[Window]) -> Settled:
         """Learn what the bounds of whole windows tell."""
@@ -262,16 +284,23 @@ class _Pace:
         Whether bounds pay.
     limit
         Linear pieces that one stack should hold.
+    witnesses
+        What to try before following, where bounds do not pay.
     """
 
     width: float
     count: int
     bounds: bool
     limit: int
+    witnesses: Witnesses | None = None
+
+    def too_much(self, rows: Intervals, density: float) -> bool:
+        """Whether what bounds left open is better looked at in narrower windows than followed."""
+        return density * length(rows) > 2 * self.limit and density * self.width > 3 * WORTH
 
     def update(self, windows: Sequence[Window], rows: Intervals, pieces: int) -> None:
         """Learn from a round: what the bounds left open, or how many pieces were followed."""
-        if not self.bounds:
+        if not self.bounds and self.witnesses is None:
             self.width *= min(2.0, max(0.5, 0.5 * self.limit / max(pieces, 1)))
             return
         share = length(rows) / sum(high - low for low, high in windows)
@@ -285,15 +314,3 @@ def _switches(program: Program) -> int:
     """How many elements of a program's values can bend or switch along a line."""
     bends = [step for step in program.steps if step.kind in (Kind.PIECEWISE_LINEAR, Kind.MAXIMUM)]
     return sum(int(np.prod(program.shapes[step.outputs[0]])) for step in bends)
-
-
-def _largest(program: Program) -> int:
-    """Bytes of a program's largest live value at one point."""
-    size = torch.finfo(program.dtype).bits // 8
-    live = {*program.inputs, *(name for step in program.steps for name in step.outputs if name)}
-    return size * max(int(np.prod(program.shapes[name])) for name in live)
-
-
-def _stack(program: Program) -> int:
-    """How many points of a program fit into one stack."""
-    return int(np.clip(CACHE // _largest(program), 64, 2048))

@@ -19,14 +19,12 @@ from torch import Tensor
 from selkit.graph.ops.base import Kind
 from selkit.graph.program import Program, Step, finish
 from selkit.inference.bounds import Band, Bounder
+from selkit.inference.crop import work
 from selkit.inference.events import Event, Settled
 from selkit.inference.intervals import EMPTY, Intervals, complement, union
 from selkit.inference.line import Trace
 
 SMOOTH = (Kind.SMOOTH, Kind.PRODUCT)
-
-MIXES = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
-"""Operators with many multiplications for each element of their result."""
 
 FINEST = 1e-13
 """Width, relative to the place, below which the middle of what is open decides."""
@@ -67,7 +65,7 @@ def split(program: Program) -> tuple[Program, Program | None]:
         else:
             body.append(step)
     bends = any(step.kind in (Kind.PIECEWISE_LINEAR, Kind.MAXIMUM) for step in body)
-    if not tail or not bends or _work(tail, program) > LIGHT * _work(body, program):
+    if not tail or not bends or work(tail, program) > LIGHT * work(body, program):
         return program, None
     made = {*program.inputs, *(name for step in body for name in step.outputs)}
     read = {name for step in tail for name in step.inputs} | set(program.outputs)
@@ -85,19 +83,6 @@ def _part(program: Program, steps: Sequence[Step], inputs: Iterable[str], output
         dtype=program.dtype,
         device=program.device,
     )
-
-
-def _work(steps: Sequence[Step], program: Program) -> float:
-    """Multiplications, roughly: those with the largest weight, or one, for each element of a result."""
-    total = 0.0
-    for step in steps:
-        each = 1.0
-        if type(step.operator).__name__ in MIXES:
-            weights = [program.constants[name] for name in step.inputs if name in program.constants]
-            # A weight has a stack axis; one of its next two axes is that of the result.
-            each = max([1.0, *(w.numel() / max(w.shape[1:3]) for w in weights if w.ndim > 2)])
-        total += each * float(np.prod(program.shapes[step.outputs[0]]))
-    return total
 
 
 @dataclass(frozen=True, eq=False)

@@ -152,6 +152,11 @@ class _Resampling(Operator):
         """One :class:`Axis` for each ONNX axis."""
         raise TypeError(f"{type(self).__name__} does not define axes_of")
 
+    def repeats(self, shape: Sequence[int], *parameters: Tensor | None) -> bool:
+        """Whether each element is simply repeated a whole number of times, along every axis."""
+        nearest = self.sampling.mode == "nearest"
+        return nearest and all(_repeats(self.sampling, axis) for axis in self.axes_of(shape, *parameters))
+
     def transparent(self, x: Tensor, *parameters: Tensor | None) -> bool:
         """Whether nothing changes."""
         return _unchanged(self.axes_of(x.shape[1:], *parameters), self.sampling)
