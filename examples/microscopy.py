@@ -53,8 +53,6 @@ class Findings:
         Each query's score, decision, region and p-value, as ``SelectiveInferenceTask`` keeps them.
     kinds
         Of each query: ``"nuclei"``, or the name of a foreign image.
-    curve
-        Risk against coverage.
     threshold
         Of the score.
     calibration
@@ -64,7 +62,6 @@ class Findings:
     metrics: dict[str, float]
     outputs: dict[str, Any]
     kinds: list[str]
-    curve: selkit.RiskCoverage
     threshold: float
     calibration: Tensor
 
@@ -100,7 +97,6 @@ def judge(patches: Patches, model: UNet, onnx_file: Path, clock: Clock) -> Findi
         metrics,
         outputs,
         kinds,
-        task.get_risk_coverage_curve(),
         float(score.threshold),
         score.calibration_scores,
     )
@@ -125,7 +121,9 @@ def make_samples(patches: Patches, found: Findings) -> list[Sample]:
                 group=kind,
                 roi=found.outputs["predictions"][i] > 0.5,
                 target=masks[i] if kind == "nuclei" else None,
+                loss=float(found.outputs["loss"][i]),
                 p_value=None if tested is None else tested.p_value,
+                p_value_without_acceptance=None if tested is None else tested.accepted_by.p_value,
                 naive_p_value=None if tested is None else tested.naive_p_value(),
                 details=details,
             )
@@ -144,9 +142,14 @@ def make_report(patches: Patches, found: Findings, clock: Clock) -> Report:
             "A patch is selected if its distance to the five nearest training patches, in the network's "
             "embedding, is at most the threshold: the 0.90 quantile over calibration patches.",
             "For each selected patch, the p-value answers whether the mean inside the region that the "
-            "network outlines differs from the mean of its neighbourhood, given that the network chose this "
-            "region. It is exact for Gaussian noise of known variance, here estimated from background "
-            "pixels. It does not yet take into account that only selected patches are tested.",
+            "network outlines differs from the mean of its neighbourhood.",
+        ],
+        guarantees=[
+            "The threshold is an empirical quantile: about 90 % of patches like those of the calibration set "
+            "are selected, without a promise.",
+            "Under the null hypothesis, each p-value is uniform given that the network outlined this region "
+            "and that the patch was selected. It is exact for Gaussian noise of known variance, here "
+            "estimated from background pixels.",
         ],
         samples=make_samples(patches, found),
         threshold=found.threshold,
@@ -156,7 +159,6 @@ def make_report(patches: Patches, found: Findings, clock: Clock) -> Report:
             "noise variance": patches.variance,
         },
         metrics={**found.metrics, **{f"seconds to {name}": s for name, s in clock.seconds.items()}},
-        risk_coverage=found.curve,
         risk_name="mean Dice loss",
         scores={"calibration": found.calibration},
     )
