@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from selkit.bundle.description import Description, ScoreInfo
+from selkit.bundle.emitter import Emitter
 from selkit.bundle.export import export_bundle
 from selkit.bundle.loaded import Bundle, load_bundle
 from selkit.bundle.verification import Comparison, Verification
@@ -11,6 +12,7 @@ __all__ = [
     "Bundle",
     "Comparison",
     "Description",
+    "Emitter",
     "ScoreInfo",
     "Verification",
     "export_bundle",

@@ -62,8 +62,7 @@ def export_bundle(
         File to write; an existing one is replaced.
     score
         A fitted score with a threshold. A score of your own brings a method ``to_onnx(g, features)`` that
-        appends operators and returns the name of the scores, float64; see
-        :func:`selkit.bundle.registry.emit_score`.
+        appends operators to an :class:`selkit.bundle.Emitter` and returns the name of the scores, float64.
     roi
         What :func:`selkit.load` returned for this model, or its hypothesis.
     explainer
@@ -91,7 +90,7 @@ def export_bundle(
     Returns
     -------
     Bundle
-        To run the file, and to compare it with Python (:meth:`Bundle.verify`).
+        To run the file, and to compare it with Python (:meth:`selkit.bundle.Bundle.verify`).
 
     Raises
     ------

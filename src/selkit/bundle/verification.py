@@ -68,7 +68,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verification:
-    """What :meth:`Bundle.verify` found; true where everything agrees.
+    """What :meth:`selkit.bundle.Bundle.verify` found; true where everything agrees.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ def compare_flags(name: str, got: Array, expected: Array, excused: Array | None 
 
 
 def verify(bundle: Bundle, origin: Origin, x: Any, threshold: float | None, rtol: float) -> Verification:
-    """Compare a bundle with what it was made of; see :meth:`Bundle.verify`."""
+    """Compare a bundle with what it was made of; see :meth:`selkit.bundle.Bundle.verify`."""
     info = bundle.description
     feeds = named_inputs(bundle._model_inputs(), x)
     limits = bundle._limits(threshold)
