@@ -352,7 +352,7 @@ def test_an_unwritable_output_is_found_before_the_work(selkit, fitted, data, tmp
 @pytest.fixture
 def many(tmp_path):
     path = tmp_path / "many.npy"
-    np.save(path, np.random.default_rng(7).normal(size=(20_000, 5)).astype(np.float32))
+    np.save(path, np.random.default_rng(7).normal(size=(40_000, 5)).astype(np.float32))
     return path
 
 
@@ -361,20 +361,20 @@ def many(tmp_path):
 )
 def test_an_interrupted_run_goes_on(selkit, fitted, data, many, tmp_path, number, code):
     out, partial = tmp_path / "d.csv", tmp_path / "d.csv.partial"
-    arguments = ["select", fitted, many, "-o", out, "--chunk", "50"]
-    ended = stop_after(20, partial, number, *arguments)
+    arguments = ["select", fitted, many, "-o", out, "--chunk", "100"]
+    ended = stop_after(10, partial, number, *arguments)
     assert ended.code == code
     assert not out.exists()
-    done = (partial.read_bytes().count(b"\n") - 1) * 50
-    assert 0 < done < 20_000
+    done = (partial.read_bytes().count(b"\n") - 1) * 100
+    assert 0 < done < 40_000
     if number != signal.SIGKILL:
-        assert f"{done} of 20000 samples are kept in {partial}: run it again to go on" in ended.complaint
+        assert f"{done} of 40000 samples are kept in {partial}: run it again to go on" in ended.complaint
     again = selkit(*arguments)
     assert again.code == 0
-    assert f"continuing after {done} of 20000 samples" in again.err
+    assert f"continuing after {done} of 40000 samples" in again.err
     assert not partial.exists()
     rows = read_csv(out)
-    assert [int(row["index"]) for row in rows] == list(range(20_000))
+    assert [int(row["index"]) for row in rows] == list(range(40_000))
     found = np.array([float(row["score"]) for row in rows])
     np.testing.assert_allclose(found, distances({**data, "new": many})["new"], rtol=1e-5)
 
