@@ -75,8 +75,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for key in arguments.cases:
             case, path = build(key, Path(folder))
-            batch = images(case, arguments.images)
-            level = threshold(case, path, batch[0])
+            # The threshold comes from an image that is not tested: else one of its pixels may lie on it.
+            first, *batch = images(case, 1 + min(arguments.images, case.most))
+            level = threshold(case, path, first)
+            batch = np.stack(batch)
             mine, peer = ours(case, path, level, batch), theirs(arguments.peers, case, path, level, batch)
             pairs = [(m, p) for m, p in zip(mine, peer, strict=True) if "p" in m and "p" in p]
             if not pairs:

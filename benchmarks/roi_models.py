@@ -26,12 +26,15 @@ class Case:
         threshold itself.
     reconstruction
         Whether the score map is ``|output - input|``.
+    most
+        Images that are tested at most, because the peer takes minutes for one.
     """
 
     name: str
     shape: tuple[int, ...]
     level: float | str
     reconstruction: bool = False
+    most: int = 1000
 
 
 class Cam(nn.Module):
@@ -152,7 +155,9 @@ CASES = {
     "vae28": (Case("VAE 28", (1, 1, 28, 28), 0.9, True), Vae),
     **{
         f"unet{side}_{c}": (
-            Case(f"U-Net {side}, {c} channels", (1, 1, side, side), 0.85),
+            Case(
+                f"U-Net {side}, {c} channels", (1, 1, side, side), 0.85, most=1 if side * c >= 1024 else 1000
+            ),
             lambda c=c: Unet(c),
         )
         for side in (16, 32)
