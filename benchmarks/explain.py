@@ -200,8 +200,7 @@ def number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.0e}" if value < 1e-3 else f"{value:.2g}"
 
 
-def tables(found: Found) -> list[str]:
-    rows = {name: found[name] for name in NETWORKS if name in found}
+def of_networks(rows: Found) -> list[str]:
     lines = [
         f"## {FEW} references, 224 x 224, one image, its top class",
         "",
@@ -248,9 +247,15 @@ def tables(found: Found) -> list[str]:
             f"| {name} | {row['selkit']['difference']:.3g} | {errors} | {made['seconds']:.1f} "
             f"| {made['peak']:.2f} | {row['selkit']['load']:.1f} | {made['size']:.2f} |"
         )
+    return lines
+
+
+def tables(found: Found) -> list[str]:
+    rows = {name: found[name] for name in NETWORKS if name in found}
+    lines = of_networks(rows) if rows else []
     if "small" in found:
         lines += [
-            "",
+            *([""] if lines else []),
             "## Small networks, shap 0.51 and captum 0.9 as they come",
             "",
             "A convolution, what is named, and a linear layer; random weights, 5 references, the first "

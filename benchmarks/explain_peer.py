@@ -242,7 +242,7 @@ def small(job: dict[str, Any], folder: Path) -> None:
         model.eval()
         x, references = 2 * torch.randn(1, 3, 12, 12), 2 * torch.randn(5, 3, 12, 12)
         place = folder / f"small{number}"
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         np.save(place / "x.npy", x.numpy())
         np.save(place / "references.npy", references.numpy())
         torch.onnx.export(
