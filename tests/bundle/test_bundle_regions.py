@@ -234,9 +234,31 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     )
     with pytest.raises(InvalidInputError, match="load the test from the same model"):
         selkit.export_bundle(model(), roi=selkit.load(other, BackMeanDiff(threshold=0.1)), path=path)
-    free = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,1,H,W] z) => (float[N,1,H,W] y) { y = Relu(z) }'
-    )
+    steps = BackMeanDiff(threshold=0.1, post_process=AverageFilter(3))
     with pytest.raises(NotAvailableError, match="needs fixed sizes, except that of the batch"):
-        selkit.export_bundle(free, roi=BackMeanDiff(threshold=0.1), path=path)
+        selkit.export_bundle(free(1, 1), roi=steps, path=path)
+    with pytest.raises(InvalidInputError, match="which matches neither"):
+        selkit.export_bundle(free(1, 3), roi=BackMeanDiff(threshold=0.1), path=path)
     assert not path.exists()
+
+
+def free(channels, maps):
+    """A model of images of any size."""
+    ones = ", ".join(["1"] * maps * channels)
+    return onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, {channels}, H, W] x) => (float[N, {maps}, H, W] y)
+        <float[{maps}, {channels}, 1, 1] w = {{{ones}}}> {{ y = Conv(x, w) }}""")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_any_size(channels, tmp_path):
+    for hypothesis in (
+        BackMeanDiff(threshold=0.4, post_process=Abs()),
+        BackMeanDiff(threshold=0.6, use_norm=True),
+    ):
+        bundle = selkit.export_bundle(free(channels, 1), roi=hypothesis, path=tmp_path / "b.onnx")
+        for side in (5, 9):
+            x = np.random.default_rng(side).normal(size=(3, channels, side, side)).astype(np.float32)
+            assert bundle.verify(x).ok
+            assert bundle.run(x)["roi"].any()

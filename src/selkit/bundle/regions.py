@@ -52,13 +52,22 @@ class NodeBuilder(Builder):
             values[1] = self._target(values[1])
         return self.g.op(op_type, *values, **attributes)
 
+    def sizes(self, name: str) -> tuple[int | None, ...]:
+        """Return the ONNX shape of a value for one sample, as far as it is fixed."""
+        found = self.g.shape(name)
+        if not found:
+            raise NotAvailableError(
+                f"the map {name!r} has no shape as far as the model says; make it an output with a "
+                "declared one"
+            )
+        return (1 if found[0] is None else found[0], *found[1:])
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the ONNX shape of a value for one sample."""
-        found = self.g.shape(name)
-        sizes = None if found is None else (1 if found[0] is None else found[0], *found[1:])
-        if sizes is None or None in sizes:
+        sizes = self.sizes(name)
+        if None in sizes:
             raise NotAvailableError(
-                f"the map {name!r} has shape {found} as far as the model says; a bundle with roi= needs "
+                f"the map {name!r} has shape {sizes} as far as the model says; a bundle with roi= needs "
                 "fixed "
                 "sizes, except that of the batch: export the model with them, or set them with "
                 "onnx.tools.update_model_dims"
@@ -75,7 +84,7 @@ class NodeBuilder(Builder):
     def _reduce(self, op_type: str, values: list[Any], attributes: dict[str, object]) -> str:
         given = values[1] if len(values) > 1 else attributes.get("axes")
         kept = bool(attributes.get("keepdims", 1))
-        rank = len(self.shape(values[0]))
+        rank = len(self.sizes(values[0]))
         axes = list(range(rank)) if given is None else [int(axis) % rank for axis in np.asarray(given)]
         if 0 in axes and not kept:
             raise NotAvailableError(
@@ -126,7 +135,7 @@ def emit_region(g: Emitter, roi: RoiTest | Hypothesis) -> tuple[str, str]:
     wide = g.kind(score) == TensorProto.DOUBLE
     dtype = torch.float64 if wide else torch.float32
     builder = NodeBuilder(g, dtype)
-    shape = builder.shape(x)
+    shape = builder.sizes(x)
     tested = x
     if g.kind(score) not in (TensorProto.FLOAT, TensorProto.DOUBLE):
         score = g.cast(score, np.float32)
@@ -163,7 +172,7 @@ def _thresholded(builder: NodeBuilder, score: str, hypothesis: Hypothesis) -> tu
     exact = g.cast(score, np.float64)
     if not hypothesis.use_norm:
         return score, g.op("Greater", exact, g.number(limit))
-    axes = list(range(1, len(builder.shape(score))))
+    axes = list(range(1, len(builder.sizes(score))))
     low, high = (g.reduce(op, exact, axes, keepdims=True) for op in ("ReduceMin", "ReduceMax"))
     level = g.op("Add", g.op("Mul", low, g.number(1.0 - limit)), g.op("Mul", high, g.number(limit)))
     scaled = g.op("Div", g.op("Sub", exact, low), g.op("Sub", high, low))
@@ -173,10 +182,11 @@ def _thresholded(builder: NodeBuilder, score: str, hypothesis: Hypothesis) -> tu
 
 def _selected(builder: NodeBuilder, region: Region, score: str) -> str:
     """What a rule other than a threshold selects."""
-    g, shape = builder.g, builder.shape(score)
+    g = builder.g
     own = getattr(region, "to_onnx", None)
     if callable(own):
         return str(own(g, score))
+    shape = builder.shape(score)
     if isinstance(region, ArgMax):
         if len(shape) < 3 or not 0 <= region.index < shape[1] or shape[1] < 2:
             raise InvalidInputError(f"roi has {region}, but the score map has shape {shape}")
@@ -201,11 +211,17 @@ def _selected(builder: NodeBuilder, region: Region, score: str) -> str:
     )
 
 
-def _fitted(builder: NodeBuilder, chosen: str, shape: tuple[int, ...]) -> str:
+def _fitted(builder: NodeBuilder, chosen: str, shape: tuple[int | None, ...]) -> str:
     """The region in the rank of the input, as :func:`selkit.inference.score_map.fit_to_input` gives it."""
-    found = builder.shape(chosen)
+    found = builder.sizes(chosen)
+    if None in (*found, *shape) and len(found) == len(shape):
+        pairs = list(zip(found, shape, strict=True))[1:]
+        if pairs[0][0] == 1:  # one map for all channels
+            pairs[0] = (1, 1)
+        if all(None in pair or pair[0] == pair[1] for pair in pairs):
+            return chosen
 
-    def squeezed(sides: tuple[int, ...]) -> tuple[int, ...]:
+    def squeezed(sides: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return tuple(side for side in sides[1:] if side != 1)
 
     if found[1:] == shape[1:]:
