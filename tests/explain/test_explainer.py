@@ -355,6 +355,21 @@ def test_data_outside_the_folder_is_refused(explainer, tmp_path):
         Explainer.load(inner / "e.onnx")
 
 
+@pytest.mark.parametrize("external", [None, True, False])
+def test_a_large_graph_lives_in_a_file_and_is_the_same(external, content, images, tmp_path, monkeypatch):
+    small = Explainer(content, images[5:8], threads=1).explain(images[:2]).attributions
+    monkeypatch.setattr(storage, "IN_MEMORY", 1000)
+    large = Explainer(content, images[5:8], threads=1)
+    np.testing.assert_array_equal(large.explain(images[:2]).attributions, small)
+    large.export(tmp_path / "e.onnx", external=external)
+    place = Path(large._package.folder.name)
+    assert place.exists()
+    del large
+    assert not place.exists()
+    found = Explainer.load(tmp_path / "e.onnx", threads=1)
+    np.testing.assert_array_equal(found.explain(images[:2]).attributions, small)
+
+
 def test_what_fits_in_memory_is_stored_by_default(content, images, monkeypatch):
     assert Explainer(content, images[5:8], threads=1).facts.cached
     monkeypatch.setattr(build, "MOST_STORED", 1000)

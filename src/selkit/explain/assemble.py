@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -137,16 +138,17 @@ class Assembler:
         """The graph that computes, for a chunk of references, their outputs and what is kept of them."""
         parts = self.parts
         nodes = parts.nodes[STORED]
-        initializers = [_tensor(value) for value in _stored_in(nodes).values()]
         outputs = [parts.recipe.output_reference, *parts.stored]
         graph = helper.make_graph(
             [_node(node) for node in nodes],
             "references",
             [self.info(parts.recipe.reference)],
             [self.info(value) for value in outputs],
-            initializers,
         )
-        return _model(graph)
+        model = _model(graph)
+        for name, value in _stored_in(nodes).items():
+            _store(model.graph, value, name)
+        return model
 
     def explanation(
         self,
@@ -161,9 +163,6 @@ class Assembler:
         parts, recipe = self.parts, self.parts.recipe
         scopes = (MAIN, SAMPLE, TARGET, CHUNK)
         homes = _homes({scope: parts.nodes[scope] for scope in scopes})
-        initializers: dict[str, list[TensorProto]] = {scope: [] for scope in scopes}
-        for (scope, name), value in homes.values.items():
-            initializers[scope].append(_tensor(value, name))
         nodes = {
             scope: [_node(node, homes.names.get(scope, {})) for node in parts.nodes[scope]]
             for scope in scopes
@@ -175,7 +174,6 @@ class Assembler:
             "chunk",
             [_value(SUM, real, recipe.x.shape), *(self._slice(name, scanned) for name in scanned)],
             [_value(parts.total.name, real, recipe.x.shape)],
-            initializers[CHUNK],
         )
         stacks = {name: f"{name}.all" for name in scanned}
         target = helper.make_graph(
@@ -193,9 +191,8 @@ class Assembler:
             "target",
             [_value(recipe.target.name, TensorProto.INT64, ())],
             [_value("selkit.flat", real, rest)],
-            initializers[TARGET],
         )
-        sample = self._sample(nodes[SAMPLE], initializers[SAMPLE], target, names)
+        sample = self._sample(nodes[SAMPLE], target, names)
         for name, array in scanned.items():
             self.arrays[stacks[name]] = array
         constants = {
@@ -208,7 +205,6 @@ class Assembler:
         }
         main = [numpy_helper.from_array(value, name) for name, value in constants.items()]
         main.append(numpy_helper.from_array(np.array(targets, np.int64), names.target))
-        main.extend(initializers[MAIN])
         raw = [names.output, "selkit.attributions", "selkit.targets", "selkit.bases"]
         ends = (names.attributions, names.targets, names.base)
         count = None if several else 1
@@ -235,7 +231,14 @@ class Assembler:
             ],
             main,
         )
-        return _model(graph)
+        model = _model(graph)
+        # only now: a graph is copied whenever it is put into a node, and weights are large
+        inside = {MAIN: model.graph}
+        for outer_scope, scope in pairwise(scopes):
+            inside[scope] = _body(inside[outer_scope])
+        for (scope, name), value in homes.values.items():
+            _store(inside[scope], value, name)
+        return model
 
     def _slice(self, name: str, scanned: Mapping[str, NDArray[Any]]) -> onnx.ValueInfoProto:
         array = scanned[name]
@@ -244,7 +247,6 @@ class Assembler:
     def _sample(
         self,
         nodes: list[onnx.NodeProto],
-        initializers: list[TensorProto],
         target: onnx.GraphProto,
         names: Names,
     ) -> onnx.GraphProto:
@@ -270,7 +272,6 @@ class Assembler:
                 _value("selkit.chosen", TensorProto.INT64, (None,)),
                 _value("selkit.picked", real, (None,)),
             ],
-            initializers,
         )
 
 
@@ -316,9 +317,20 @@ def _stored_in(nodes: Iterable[Written]) -> dict[str, Symbol]:
     return {v.name: v for node in nodes for v in node.inputs if v is not None and v.value is not None}
 
 
-def _tensor(value: Symbol, name: str | None = None) -> TensorProto:
-    array = value.value.numpy() if value.value is not None else np.zeros(0)
-    return numpy_helper.from_array(np.ascontiguousarray(array).reshape(value.shape), name or value.name)
+def _body(graph: onnx.GraphProto) -> onnx.GraphProto:
+    """The graph that a graph's scan repeats."""
+    scan = next(node for node in graph.node if node.op_type == "Scan")
+    body: onnx.GraphProto = next(entry.g for entry in scan.attribute if entry.name == "body")
+    return body
+
+
+def _store(graph: onnx.GraphProto, value: Symbol, name: str) -> None:
+    """Add a stored value to a graph, without another copy of it."""
+    if value.value is None:
+        return
+    array = np.ascontiguousarray(value.value.numpy())
+    tensor = graph.initializer.add(name=name, data_type=_TYPES[value.dtype], dims=value.shape)
+    tensor.raw_data = array.tobytes()
 
 
 def _node(node: Written, names: Mapping[str, str] | None = None) -> onnx.NodeProto:

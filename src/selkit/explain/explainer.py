@@ -100,7 +100,7 @@ class Explainer:
         if threads is not None:
             check_count(threads, "threads")
         self._permutation: PermutationExplainer | None = None
-        self._package: storage.Package | None = None
+        self._package: storage.Stored | None = None
         self._model: Source | None = model
         self.method = method
         if method == "permutation":
@@ -119,9 +119,9 @@ class Explainer:
             threads=threads,
             key=key,
         )
-        self._start(package, threads)
+        self._start(storage.settle(package), threads)
 
-    def _start(self, package: storage.Package, threads: int | None) -> None:
+    def _start(self, package: storage.Stored, threads: int | None) -> None:
         self._package = package
         try:
             self._session, self._shared = package.session(threads)
@@ -156,7 +156,7 @@ class Explainer:
         """Names, shape, target and number of references, as the exported file has them."""
         return self._graph("facts").facts
 
-    def _graph(self, what: str) -> storage.Package:
+    def _graph(self, what: str) -> storage.Stored:
         if self._package is None:
             raise NotAvailableError(
                 f"{what} needs a graph, and method='permutation' has none: it runs the model itself"
@@ -228,9 +228,9 @@ class Explainer:
     @property
     def outputs(self) -> int:
         """How many outputs the model has."""
-        proto = self._graph("outputs").proto
-        output = next(value for value in proto.graph.output if value.name == self.facts.output)
-        return int(output.type.tensor_type.shape.dim[1].dim_value)
+        name = self._graph("outputs").facts.output
+        shape = next(entry.shape for entry in self._session.get_outputs() if entry.name == name)
+        return int(shape[1])
 
     def export(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
         """Write the graph as one ONNX file that plain onnxruntime runs.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -21,6 +23,8 @@ KEY = "selkit.explainer"
 FORMAT = 1
 INLINE_LIMIT = 3 * 2**29
 """Bytes up to which everything is written into one file; protobuf ends at 2 GiB."""
+IN_MEMORY = 2**26
+"""Bytes up to which a graph is kept in memory; beyond, onnxruntime maps a temporary file."""
 PAGE = 4096
 LARGE = 2**16
 """Bytes from which a tensor moves to the external file."""
@@ -58,28 +62,52 @@ class Facts:
     format: int = FORMAT
 
 
+class Stored(Protocol):
+    """Where an explanation's graph is."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the graph says about itself."""
+
+    def session(self, threads: int | None = None) -> Any:
+        """A session, and what must live as long as it."""
+
+    def write(self, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
+        """Write the graph, with its data beside it if it is large (or ``external``); return the files."""
+
+
 @dataclass(frozen=True, eq=False)
 class Package:
-    """A graph and the large values that are kept outside of its protobuf."""
+    """A graph in memory, and the large values that are kept outside of its protobuf."""
 
     proto: onnx.ModelProto
     arrays: Mapping[str, NDArray[Any]]
     facts: Facts
 
+    @property
+    def size(self) -> int:
+        """Bytes of everything."""
+        return int(self.proto.ByteSize()) + sum(array.nbytes for array in self.arrays.values())
+
     def session(self, threads: int | None = None) -> Any:
         """A session that shares the large values."""
         import onnxruntime as ort
 
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.proto)
-        for name, array in self.arrays.items():
-            proto.graph.initializer.append(_placeholder(name, array, "in-memory", 0))
         settings = options(threads)
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.arrays.values()]
         settings.add_external_initializers(list(self.arrays), values)
-        return ort.InferenceSession(
-            proto.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-        ), values
+        content = self._with_placeholders()
+        return ort.InferenceSession(content, settings, providers=["CPUExecutionProvider"]), values
+
+    def _with_placeholders(self) -> bytes:
+        """The graph, with names in the place of the large values."""
+        initializers = self.proto.graph.initializer
+        count = len(initializers)
+        for name, array in self.arrays.items():
+            initializers.append(_placeholder(name, array, "in-memory", 0))
+        content = bytes(self.proto.SerializeToString())
+        del initializers[count:]
+        return content
 
     def write(self, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
         """Write the graph, with its data beside it if it is large (or ``external``); return the files."""
@@ -89,8 +117,7 @@ class Package:
         proto.metadata_props.append(
             onnx.StringStringEntryProto(key=KEY, value=json.dumps(asdict(self.facts)))
         )
-        size = proto.ByteSize() + sum(array.nbytes for array in self.arrays.values())
-        if not (size > INLINE_LIMIT if external is None else external):
+        if not (self.size > INLINE_LIMIT if external is None else external):
             proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in self.arrays.items())
             target.write_bytes(proto.SerializeToString())
             return [target]
@@ -104,6 +131,53 @@ class Package:
                 proto.graph.initializer.append(_append(file, data.name, name, array))
         target.write_bytes(proto.SerializeToString())
         return [target, data]
+
+
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    """A graph in a file, whose data onnxruntime maps into memory; a temporary folder lives as long as it."""
+
+    path: Path
+    facts: Facts
+    folder: TemporaryDirectory[str] | None = None
+
+    def session(self, threads: int | None = None) -> Any:
+        """A session."""
+        import onnxruntime as ort
+
+        return ort.InferenceSession(
+            str(self.path), options(threads), providers=["CPUExecutionProvider"]
+        ), self.folder
+
+    def write(self, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
+        """Write the graph, with its data beside it if it is large (or ``external``); return the files."""
+        target = Path(path)
+        proto = onnx.load(self.path, load_external_data=False)
+        moved = [tensor for tensor in _tensors(proto.graph) if tensor.external_data]
+        places = {entry.value for t in moved for entry in t.external_data if entry.key == "location"}
+        size = sum(file.stat().st_size for file in (self.path, *map(self.path.with_name, places)))
+        if len(places) != 1 or not (size > INLINE_LIMIT if external is None else external):
+            del proto
+            whole = onnx.load(self.path)
+            del whole.metadata_props[:]
+            return Package(whole, {}, self.facts).write(target, external=external)
+        copy = target.with_name(target.name + ".data")
+        shutil.copyfile(self.path.with_name(places.pop()), copy)
+        for tensor in moved:
+            for entry in tensor.external_data:
+                entry.value = copy.name if entry.key == "location" else entry.value
+        target.write_bytes(proto.SerializeToString())
+        return [target, copy]
+
+
+def settle(package: Package) -> Stored:
+    """Keep a large graph in a temporary file instead of in memory."""
+    if package.size <= IN_MEMORY:
+        return package
+    folder = TemporaryDirectory(prefix="selkit-")
+    path = Path(folder.name) / "explainer.onnx"
+    package.write(path, external=True)
+    return OnDisk(path, package.facts, folder)
 
 
 def options(threads: int | None = None) -> Any:
@@ -144,7 +218,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
                 yield from _tensors(attribute.g)
 
 
-def load(source: Source) -> Package:
+def load(source: Source) -> Stored:
     """Read a file that :meth:`Package.write` wrote.
 
     Raises
@@ -181,6 +255,8 @@ def load(source: Source) -> Package:
         raise FileFormatError(
             f"{where} lacks what an explainer has: {', '.join(sorted(missing)) or facts.input}"
         )
+    if isinstance(source, str | os.PathLike):
+        return OnDisk(Path(source), facts)
     del proto.metadata_props[:]
     arrays = {}
     for index in range(len(proto.graph.initializer) - 1, -1, -1):
