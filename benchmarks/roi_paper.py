@@ -150,8 +150,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     arguments = parser.parse_args()
     table = [
-        f"Rejected at {LEVEL} of {arguments.images} images without a signal, with 95 % intervals. The network",
-        "is trained anew as the paper says; naive rates and power depend on what it has learned.",
+        f"Rejected at {LEVEL} of {arguments.images} images without a signal, with 95 % intervals.",
+        "The network is trained anew as the paper says; naive rates and power depend on what it has learned.",
         "",
         "| side | selkit | paper | naive | paper, naive | uniform (KS p) | selkit s | paper s |",
         "|---|---|---|---|---|---|---|---|",
