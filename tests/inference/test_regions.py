@@ -82,6 +82,28 @@ def test_largest_scores(autoencoder: onnx.ModelProto, k: int) -> None:
     assert check_truncation(result, autoencoder, rank, 0.0) > 5
 
 
+@pytest.mark.parametrize("rule", [TopK(20), ArgMax(1)])
+def test_what_a_mask_leaves_out_stays_in_the_condition(
+    segmenter: onnx.ModelProto, autoencoder: onnx.ModelProto, rule: TopK | ArgMax
+) -> None:
+    model, steps = (autoencoder, [InputDiff()]) if isinstance(rule, TopK) else (segmenter, [])
+    x, mask = noise(3), np.zeros((8, 8), dtype=bool)
+    mask[:, :4] = True
+    whole = selkit.load(model, BackMeanDiff(region=rule, post_process=steps), var=1.0)
+    part = whole.inference(x, mask=mask, inference_mode="exhaustive")
+    all_of_it = whole.inference(x).roi
+    np.testing.assert_array_equal(part.roi, all_of_it & mask)
+    assert (all_of_it & ~mask).any()
+
+    def same(output: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+        score = output - x if steps else output
+        chosen = rule.select(score[None]).reshape(8, 8)
+        # The region of the whole image is selected again, or it is not.
+        return np.where((chosen == all_of_it).all(), 1.0, -1.0) * np.where(part.roi, 1.0, -1.0)
+
+    assert check_truncation(part, model, same, 0.0) > 5
+
+
 @pytest.mark.parametrize("rule", ["top", "components", "chi"])
 def test_uniform_under_the_null(autoencoder: onnx.ModelProto, rule: str) -> None:
     p_values, naive = [], []

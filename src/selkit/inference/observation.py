@@ -103,7 +103,7 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
     chosen = margin > 0 if rule is None else torch.as_tensor(rule.select(score.cpu().numpy()))
     roi = fit_to_input(chosen, shape).cpu().numpy()
     usable = read_mask(mask, roi.shape, shape)
-    roi &= usable
+    roi = roi & usable  # what is selected elsewhere stays in the condition
     if not roi.any():
         raise NoHypothesisError(
             "the region is empty: no score that the mask leaves is selected (the largest is "
