@@ -1,10 +1,11 @@
 """Time, peak memory and additivity error of explanations, beside shap and captum.
 
-    python benchmarks/explain.py --peers PYTHON [--only small vgg19 ...] [--threads 2] [--repeats 5]
+    python benchmarks/explain.py --peers PYTHON [--only small vgg19 ...] [--threads 2] [--repeats 4]
 
 ``--peers`` is the Python of an environment with torchvision, onnx, onnxscript, shap 0.51 and captum 0.9.
 Each tool runs in a process of its own. Writes results/explain.md from results/explain.json; networks that
-are not run keep their last rows.
+are not run keep their last rows. On a machine that does other work, --threads 1 --clock processor gives
+ratios that can be trusted.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Worker:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": str(job["threads"]), **(environment or {})},
         )
-        self.seconds: list[float] = []
+        self.seconds: list[tuple[float, float]] = []
         self.found: Found = self._read()
 
     def _read(self) -> Any:
@@ -79,7 +80,8 @@ class Worker:
             self.process.stdin.close()
             # The first run allocates, and is not counted where there are others.
             counted = self.seconds[1:] or self.seconds
-            self.found |= {"seconds": statistics.median(counted), "fastest": min(counted), **self._read()}
+            wall, processor = (statistics.median(spent) for spent in zip(*counted, strict=True))
+            self.found |= {"wall": wall, "processor": processor, **self._read()}
         self.process.wait()
 
 
@@ -143,7 +145,7 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> Found:
     if not (folder / "model.onnx").exists():
         peer(arguments.peers, {**job, "job": "export", "references": MANY})
     np.save(folder / "few.npy", np.load(folder / "references.npy")[:FEW])
-    row: Found = {"build": build(folder, FEW, threads)}
+    row: Found = {"clock": arguments.clock, "threads": threads, "build": build(folder, FEW, threads)}
     workers = {
         "one": Worker(sys.executable, "explain_worker.py", forward_job(folder, "x", threads)),
         "ten": Worker(sys.executable, "explain_worker.py", forward_job(folder, "few", threads)),
@@ -201,12 +203,14 @@ def number(value: float | str) -> str:
 
 
 def of_networks(rows: Found) -> list[str]:
+    clock, threads = (next(iter(rows.values()))[key] for key in ("clock", "threads"))
+    kind = "of the processor" if clock == "processor" else "by the clock"
     lines = [
-        f"## {FEW} references, 224 x 224, one image, its top class",
+        f"## {FEW} references, 224 x 224, one image, its top class, {threads} thread(s)",
         "",
         "Networks of torchvision with random weights; statistics of normalizations are those of noise. "
-        "Seconds are medians after a first run. Peak memory is that of the whole process, in GB, Python "
-        "and packages included. The floor is one onnxruntime forward of the image and one of the "
+        f"Seconds {kind} are medians after a first run. Peak memory is that of the whole process, in GB, "
+        "Python and packages included. The floor is one onnxruntime forward of the image and one of the "
         "references. shap and captum get rewritten networks, without which they raise (modules used once, "
         "nothing in place, SiLU registered); selkit gets the file as torch exports it. Shown for shap "
         "too: the same with an allocator that asks for large pages and keeps them.",
@@ -216,9 +220,9 @@ def of_networks(rows: Found) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        floor = row["one"]["seconds"] + row["ten"]["seconds"]
-        own = row["selkit"]["seconds"]
-        peers = [row[key]["seconds"] for key in ("shap", "shap, large pages", "captum")]
+        floor = row["one"][clock] + row["ten"][clock]
+        own = row["selkit"][clock]
+        peers = [row[key][clock] for key in ("shap", "shap, large pages", "captum")]
         lines.append(
             f"| {name} | {own:.2f} | {floor:.2f} | {' | '.join(f'{value:.2f}' for value in peers)} "
             f"| {own / floor:.2f} | {peers[0] / own:.1f} | {peers[2] / own:.1f} |"
@@ -232,7 +236,7 @@ def of_networks(rows: Found) -> list[str]:
     for name, row in rows.items():
         own, shap, captum = (row[key]["peak"] for key in ("selkit", "shap", "captum"))
         many = row.get("many")
-        flat = f"{many['peak']:.2f} | {many['peak'] / own:.2f} | {many['seconds']:.1f}" if many else " | | "
+        flat = f"{many['peak']:.2f} | {many['peak'] / own:.2f} | {many[clock]:.1f}" if many else " | | "
         lines.append(f"| {name} | {own:.2f} | {shap:.2f} | {captum:.2f} | {own / shap:.2f} | {flat} |")
     lines += [
         "",
@@ -244,7 +248,7 @@ def of_networks(rows: Found) -> list[str]:
         errors = " | ".join(number(relative(row[key])) for key in ("selkit", "shap", "captum"))
         made = row["build"]
         lines.append(
-            f"| {name} | {row['selkit']['difference']:.3g} | {errors} | {made['seconds']:.1f} "
+            f"| {name} | {row['selkit']['difference']:.3g} | {errors} | {made[clock]:.1f} "
             f"| {made['peak']:.2f} | {row['selkit']['load']:.1f} | {made['size']:.2f} |"
         )
     return lines
@@ -279,6 +283,9 @@ def main() -> None:
         "--peers", required=True, help="python of an environment with torchvision, shap, captum"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock", choices=["wall", "processor"], default="wall", help="processor: with one thread"
+    )
     parser.add_argument("--repeats", type=int, default=4, help="runs of each peer, the first not counted")
     parser.add_argument("--only", nargs="*", choices=["small", *NETWORKS], default=["small", *NETWORKS])
     parser.add_argument("--folder", type=Path, help="keep the networks here; by default they are deleted")

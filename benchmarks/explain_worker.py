@@ -2,8 +2,8 @@
 
 PYTHON benchmarks/explain_worker.py '{"model": FILE, "inputs": {name: FILE.npy}, "results": {...}, ...}'
 
-One line on standard input is one run and gives its seconds. When the input ends, the process prints what it
-found, its peak memory in GB among it.
+One line on standard input is one run and gives its seconds, by the clock and of the processor. When the
+input ends, the process prints what it found, its peak memory in GB among it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def serve(run: Callable[[], Any], found: Callable[[Any], dict[str, Any]], **read
     print(json.dumps(ready), flush=True)
     result = None
     for _ in sys.stdin:
-        begin = time.perf_counter()
+        wall, processor = time.perf_counter(), time.process_time()
         result = run()
-        print(json.dumps(time.perf_counter() - begin), flush=True)
+        spent = time.perf_counter() - wall, time.process_time() - processor
+        print(json.dumps(spent), flush=True)
     peak = memory("VmHWM")
     print(json.dumps({"peak": peak, **found(result)}), flush=True)
 
