@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         calibration,
         embeddings,
         errors,
+        explain,
         graph,
         inference,
         metrics,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         utils,
     )
     from selkit.bundle import export_bundle, load_bundle
+    from selkit.explain import Explainer
     from selkit.inference import BackMeanDiff, NeighborMeanDiff, RoiTest, load
     from selkit.metrics import RiskCoverage, RiskCoverageMetric, SelectiveMetric
     from selkit.report import write_report
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackMeanDiff",
+    "Explainer",
     "NeighborMeanDiff",
     "RiskCoverage",
     "RiskCoverageMetric",
@@ -48,6 +51,7 @@ __all__ = [
     "calibration",
     "embeddings",
     "errors",
+    "explain",
     "export_bundle",
     "graph",
     "inference",
@@ -66,6 +70,7 @@ _MODULES = frozenset(
         "calibration",
         "embeddings",
         "errors",
+        "explain",
         "graph",
         "inference",
         "metrics",
@@ -76,6 +81,7 @@ _MODULES = frozenset(
 )
 _HOMES = {
     "BackMeanDiff": "selkit.inference",
+    "Explainer": "selkit.explain",
     "NeighborMeanDiff": "selkit.inference",
     "RiskCoverage": "selkit.metrics",
     "RiskCoverageMetric": "selkit.metrics",

@@ -26,7 +26,7 @@ from selkit.utils.progress import track
 
 MOST_STORED = 2**30
 """Bytes of activations that are stored by default, and at most an eighth of the free memory."""
-ROWS = 4
+ROWS = 2
 """References at once where nothing else is said."""
 
 
