@@ -84,3 +84,15 @@ def test_use_before_fit_and_training_scores_as_calibration_are_refused() -> None
         GaussianScore().class_distances(QUERY)
     with pytest.raises(NotFittedError, match="no calibration scores"):
         GaussianScore().fit(X, LABELS).set_threshold(0.9)
+
+
+def test_a_small_difference_of_distances_keeps_its_digits():
+    random = np.random.default_rng(0)
+    X, y = random.normal(size=(200, 6)).astype(np.float32), np.arange(200) % 3  # classes that hardly differ
+    score = RelativeMahalanobisScore().fit(X=X, y=y)
+    parts = []
+    for one in (score, score.background):
+        center, whitening, means = (t.double().numpy() for t in (one.center, one.whitening, one.means))
+        inside = (X - center) @ whitening
+        parts.append(np.square(inside[:, None] - means[None]).sum(2).min(1))
+    np.testing.assert_allclose(score.score(X).numpy(), parts[0] - parts[1], rtol=2e-7)

@@ -187,3 +187,17 @@ def test_other_misuse_is_refused() -> None:
         EnergyScore().fit(Y=LOGITS).score(LOGITS[:, :3])
     with pytest.raises(InvalidInputError, match="q= has no meaning"):
         EnergyScore().fit(Y=LOGITS, q=0.9)
+
+
+def test_small_differences_of_large_logits_keep_their_digits():
+    random = np.random.default_rng(0)
+    logits = (random.normal(size=(50, 4)) * 8).astype(np.float32)
+    exact = logits.astype(np.float64)
+    chances = softmax(exact, axis=1)
+    expected = {
+        EntropyScore(): stats.entropy(chances, axis=1),
+        EnergyScore(): -logsumexp(exact, axis=1),
+        MarginScore(): np.sort(exact, axis=1)[:, -2] - exact.max(1),
+    }
+    for score, wanted in expected.items():
+        np.testing.assert_allclose(score.score(logits).numpy(), wanted, rtol=2e-7)

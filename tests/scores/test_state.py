@@ -120,7 +120,7 @@ def test_reduced_precision_around_a_score_does_not_reach_it(score: Any, referenc
 
 def test_every_buffer_moves_and_everything_is_in_the_state(tmp_path: Path) -> None:
     made = fitted(SCORES[2][0], X).double()
-    assert all(b.dtype in (torch.float64, torch.int64) for b in made.buffers())
+    assert all(b.dtype in (torch.float64, torch.int64, torch.uint8) for b in made.buffers())
     keys = {"reference", "center", "norms", "whitening", "projection.components", "threshold", "width"}
     assert keys <= set(made.state_dict())
 

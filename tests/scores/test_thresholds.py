@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from selkit.calibration import conformal_pvalues, conformal_threshold, risk_threshold
 from selkit.errors import InvalidInputError, InvalidTypeError, NoGuaranteeError, NotFittedError
-from selkit.scores import EuclideanScore
+from selkit.scores import EuclideanScore, RandomScore
 
 RNG = np.random.default_rng(0)
 X, CAL, QUERY = RNG.normal(size=(200, 3)), RNG.normal(size=(400, 3)), RNG.normal(size=(60, 3)) * 1.5
@@ -165,3 +166,23 @@ def test_other_names_and_forms_of_the_arguments() -> None:
         assert torch.equal(score.score(QUERY), expected)
         assert torch.equal(score.score({"embedding": QUERY}), expected)
         assert torch.equal(score(torch.tensor(QUERY)), expected)
+
+
+def test_a_threshold_remembers_what_it_promises(tmp_path: Path) -> None:
+    scores = np.arange(99.0)
+    made = RandomScore()
+    assert made.set_threshold(0.9).guarantee is None  # no calibration scores: nothing is promised
+    assert made.set_threshold(0.5, scores=scores).guarantee["quantile"] == 0.5
+    made.calibrate(coverage=0.9, scores=scores)
+    assert made.guarantee["coverage"] == 0.9
+    assert "at least 0.9 (split conformal, 99" in made.guarantee["text"]
+    groups = np.arange(99) % 2
+    assert (
+        "within each of 2 groups"
+        in made.calibrate(coverage=0.9, scores=scores, groups=groups).guarantee["text"]
+    )
+    made.calibrate(risk=0.1, confidence=0.9, losses=np.zeros(99), scores=scores)
+    assert (made.guarantee["risk"], made.guarantee["confidence"]) == (0.1, 0.9)
+    made.save(tmp_path / "score.safetensors")
+    assert RandomScore.load(tmp_path / "score.safetensors").guarantee == made.guarantee
+    assert made.fit(Y=np.zeros((3, 2))).guarantee is None

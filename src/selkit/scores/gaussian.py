@@ -9,6 +9,7 @@ from selkit.errors import InvalidInputError, NotFittedError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.covariance import Shrinkage, class_means, whitening_of
 from selkit.utils.arrays import ArrayLike
+from selkit.utils.precision import exact_device
 
 
 class GaussianScore(UncertaintyScore):
@@ -84,18 +85,26 @@ class GaussianScore(UncertaintyScore):
         checked = self._check(query, "query")
         self._check_width(checked, "query")
         with torch.no_grad():
-            return self._distances(checked)
+            return self._distances(checked).to(checked)
 
     def _distances(self, query: Tensor) -> Tensor:
+        """Squared distances in float64: some scores are small differences of them."""
         if self.center is None or self.whitening is None or self.means is None:
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
-        inside = (query.to(self.means) - self.center) @ self.whitening
+        device = exact_device(self.means)
+        center, whitening, means = (t.to(device).double() for t in (self.center, self.whitening, self.means))
+        inside = (query.to(self.means).to(device).double() - center) @ whitening
         # differences, not products: a query may be very near to a mean
-        far = torch.cdist(inside, self.means, compute_mode="donot_use_mm_for_euclid_dist")
-        return far.square().to(query.device)
+        return torch.cdist(inside, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+    def _nearest(self, query: Tensor) -> Tensor:
+        return self._distances(query).amin(1)
+
+    def _rounded(self, score: Tensor, query: Tensor) -> Tensor:
+        return score.to(query.device, score.dtype if self.means is None else self.means.dtype)
 
     def _score(self, query: Tensor) -> Tensor:
-        return self._distances(query).amin(1)
+        return self._rounded(self._nearest(query), query)
 
 
 class RelativeMahalanobisScore(GaussianScore):
@@ -133,4 +142,4 @@ class RelativeMahalanobisScore(GaussianScore):
         self.background._fit(X, None)
 
     def _score(self, query: Tensor) -> Tensor:
-        return super()._score(query) - self.background._score(query)
+        return self._rounded(self._nearest(query) - self.background._nearest(query), query)

@@ -16,6 +16,7 @@ from selkit.scores.base import UncertaintyScore
 from selkit.scores.data import FitData
 from selkit.scores.tasks import TASKS, Canonical, Task, canonical, fit_temperature
 from selkit.utils.arrays import as_floating, as_tensor, check_finite
+from selkit.utils.precision import exact_device
 
 
 class LogitScore(UncertaintyScore):
@@ -121,8 +122,10 @@ class LogitScore(UncertaintyScore):
             )
 
     def _score(self, query: Tensor) -> Tensor:
-        logits = self._canonical(query)
-        return self._compute(Canonical(logits.values / self.T, logits.categorical), self.T)
+        # float64: an entropy near 0 or an energy near 0 is a difference of nearly equal numbers
+        logits = self._canonical(query.to(exact_device(query)).double())
+        score = self._compute(Canonical(logits.values / self.T, logits.categorical), self.T)
+        return score.to(query.device, query.dtype)
 
 
 class PointwiseLogitScore(LogitScore):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -33,11 +34,21 @@ class Thresholds(Stateful, ABC):
         "threshold_groups",
         "calibration_scores",
         "calibration_labels",
+        "promise",
     )
     threshold: Tensor | None
     threshold_groups: Tensor | None
     calibration_scores: Tensor | None
     calibration_labels: Tensor | None
+    promise: Tensor | None  # how the threshold was set, as bytes of JSON: it is saved like the rest
+
+    @property
+    def guarantee(self) -> dict[str, Any] | None:
+        """What the threshold promises, ``"text"`` in words and the rest as numbers; ``None`` if unknown."""
+        if self.threshold is None or self.promise is None:
+            return None
+        found: dict[str, Any] = json.loads(self.promise.cpu().numpy().tobytes())
+        return found
 
     def set_threshold(
         self, q: float = 0.99, *, scores: ArrayLike | None = None, method: str = "linear"
@@ -70,6 +81,8 @@ class Thresholds(Stateful, ABC):
         """
         known = self._known_scores(scores, or_own=True)
         self._set([quantile_threshold(known, q, method=method)], None, up=True)
+        text = f"nothing: it is the {q:g} quantile of {len(known)} calibration scores"
+        self._remember(text, quantile=float(q))
         return self
 
     def calibrate(
@@ -128,6 +141,7 @@ class Thresholds(Stateful, ABC):
             rule = _risk_rule(known, losses, otherwise, risk=risk, confidence=confidence, method=method)
         if groups is None:
             self._set([rule(np.ones(len(known), dtype=bool))], None, up=risk is None)
+            self._remember_rule(len(known), "", coverage=coverage, risk=risk, confidence=confidence)
             return self
         each = self._calibration_groups(groups, len(known))
         names = np.unique(each)
@@ -140,6 +154,8 @@ class Thresholds(Stateful, ABC):
         if failed:
             raise NoGuaranteeError("no threshold for some groups:\n" + "\n".join(failed))
         self._set(found, names, up=risk is None)
+        inside = f", within each of {len(names)} groups"
+        self._remember_rule(len(known), inside, coverage=coverage, risk=risk, confidence=confidence)
         return self
 
     def pvalues(self: UncertaintyScore, query: Any) -> Tensor:  # type: ignore[misc]
@@ -226,9 +242,32 @@ class Thresholds(Stateful, ABC):
         return as_vector(found, "scores", finite=False)
 
     def _set(self, values: Sequence[float], groups: npt.NDArray[np.int64] | None, *, up: bool) -> None:
+        self.promise = None
         found = self._as_threshold(values, up=up)
         self.threshold = found[0] if groups is None else found
         self.threshold_groups = None if groups is None else torch.from_numpy(groups).to(found.device)
+
+    def _remember(self, text: str, **numbers: Any) -> None:
+        content = json.dumps({"text": text, **numbers}).encode()
+        device = None if self.threshold is None else self.threshold.device
+        self.promise = torch.tensor(list(content), dtype=torch.uint8, device=device)
+
+    def _remember_rule(
+        self, count: int, inside: str, *, coverage: float | None, risk: float | None, confidence: float
+    ) -> None:
+        if coverage is not None:
+            self._remember(
+                "selects a new sample of the calibration set's distribution with probability at least "
+                f"{coverage:g}{inside} (split conformal, {count} calibration scores)",
+                coverage=coverage,
+            )
+        else:
+            self._remember(
+                f"keeps the mean loss on selected samples at most {risk:g}{inside}, with confidence "
+                f"{confidence:g} ({count} calibration samples)",
+                risk=risk,
+                confidence=confidence,
+            )
 
     def _as_threshold(self, values: Sequence[float], *, up: bool) -> Tensor:
         """Thresholds in the precision of the scores, rounded to the side on which the promise holds."""
