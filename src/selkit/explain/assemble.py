@@ -167,7 +167,6 @@ class Assembler:
             scope: [_node(node, homes.names.get(scope, {})) for node in parts.nodes[scope]]
             for scope in scopes
         }
-        rest = recipe.x.shape[1:]
         real = _TYPES[recipe.tape.dtype]
         chunk = helper.make_graph(
             nodes[CHUNK],
@@ -176,25 +175,31 @@ class Assembler:
             [_value(parts.total.name, real, recipe.x.shape)],
         )
         stacks = {name: f"{name}.all" for name in scanned}
-        target = helper.make_graph(
-            [
-                *nodes[TARGET],
-                helper.make_node(
-                    "Scan",
-                    ["selkit.zero", *stacks.values()],
-                    ["selkit.attribution"],
-                    body=chunk,
-                    num_scan_inputs=len(stacks),
-                ),
-                helper.make_node("Reshape", ["selkit.attribution", "selkit.rest"], ["selkit.flat"]),
-            ],
-            "target",
-            [_value(recipe.target.name, TensorProto.INT64, ())],
-            [_value("selkit.flat", real, rest)],
-        )
+        self.arrays.update({stacks[name]: array for name, array in scanned.items()})
+        target = self._target(nodes[TARGET], chunk, list(stacks.values()))
         sample = self._sample(nodes[SAMPLE], target, names)
-        for name, array in scanned.items():
-            self.arrays[stacks[name]] = array
+        model = _model(self._main(nodes[MAIN], sample, names, base, targets, several=several))
+        # only now: a graph is copied whenever it is put into a node, and weights are large
+        inside = {MAIN: model.graph}
+        for outer, scope in pairwise(scopes):
+            inside[scope] = _body(inside[outer])
+        for (scope, name), value in homes.values.items():
+            _store(inside[scope], value, name)
+        return model
+
+    def _main(
+        self,
+        nodes: list[onnx.NodeProto],
+        sample: onnx.GraphProto,
+        names: Names,
+        base: NDArray[Any],
+        targets: Sequence[int],
+        *,
+        several: bool,
+    ) -> onnx.GraphProto:
+        """One sample after the other; targets come first if there are several."""
+        recipe = self.parts.recipe
+        rest, real = recipe.x.shape[1:], _TYPES[recipe.tape.dtype]
         constants = {
             "selkit.zero": np.zeros(recipe.x.shape, base.dtype),
             "selkit.rest": np.array(rest, np.int64),
@@ -202,26 +207,24 @@ class Assembler:
             "selkit.first": np.zeros(1, np.int64),
             "selkit.one": np.ones(1, np.int64),
             "selkit.none": np.zeros((), np.int64),
+            names.target: np.array(targets, np.int64),
         }
-        main = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-        main.append(numpy_helper.from_array(np.array(targets, np.int64), names.target))
         raw = [names.output, "selkit.attributions", "selkit.targets", "selkit.bases"]
         ends = (names.attributions, names.targets, names.base)
-        count = None if several else 1
-        outer = [*nodes[MAIN], helper.make_node("Scan", [names.x], raw, body=sample, num_scan_inputs=1)]
-        for source, end, extra in zip(raw[1:], ends, (rest, (), ()), strict=True):
+        outer = [*nodes, helper.make_node("Scan", [names.x], raw, body=sample, num_scan_inputs=1)]
+        for source, end, extra in zip(raw[1:], ends, (len(rest), 0, 0), strict=True):
             if several:
-                perm = [1, 0, *range(2, 2 + len(extra))]
+                perm = [1, 0, *range(2, 2 + extra)]
                 outer.append(helper.make_node("Transpose", [source], [end], perm=perm))
             else:
                 outer.append(helper.make_node("Squeeze", [source, "selkit.one"], [end]))
         lead = ("targets", "batch") if several else ("batch",)
-        graph = helper.make_graph(
+        return helper.make_graph(
             outer,
             "explanation",
             [
                 _value(names.x, real, ("batch", *rest)),
-                _value(names.target, TensorProto.INT64, (count or "targets",)),
+                _value(names.target, TensorProto.INT64, ("targets" if several else 1,)),
             ],
             [
                 _value(names.output, real, ("batch", *recipe.output.shape[1:])),
@@ -229,16 +232,31 @@ class Assembler:
                 _value(names.base, real, lead),
                 _value(names.targets, TensorProto.INT64, lead),
             ],
-            main,
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
         )
-        model = _model(graph)
-        # only now: a graph is copied whenever it is put into a node, and weights are large
-        inside = {MAIN: model.graph}
-        for outer_scope, scope in pairwise(scopes):
-            inside[scope] = _body(inside[outer_scope])
-        for (scope, name), value in homes.values.items():
-            _store(inside[scope], value, name)
-        return model
+
+    def _target(
+        self, nodes: list[onnx.NodeProto], chunk: onnx.GraphProto, stacks: Sequence[str]
+    ) -> onnx.GraphProto:
+        """One chunk of references after the other, summed."""
+        recipe = self.parts.recipe
+        scan = helper.make_node(
+            "Scan",
+            ["selkit.zero", *stacks],
+            ["selkit.attribution"],
+            body=chunk,
+            num_scan_inputs=len(stacks),
+        )
+        return helper.make_graph(
+            [
+                *nodes,
+                scan,
+                helper.make_node("Reshape", ["selkit.attribution", "selkit.rest"], ["selkit.flat"]),
+            ],
+            "target",
+            [_value(recipe.target.name, TensorProto.INT64, ())],
+            [_value("selkit.flat", _TYPES[recipe.tape.dtype], recipe.x.shape[1:])],
+        )
 
     def _slice(self, name: str, scanned: Mapping[str, NDArray[Any]]) -> onnx.ValueInfoProto:
         array = scanned[name]

@@ -51,6 +51,7 @@ def build(
     given = read_references(references, spec.shape, str(dtype).removeprefix("torch."), key=key)
     share = _weights(weights, len(given))
     name = _output_of(graph, output)
+    _check_names(spec.name, name)
     program = _program(graph, spec, name, given.shape[1:], dtype)
     chosen = check_target(target, program.shapes[name][1])
     rows = _rows(chunk, len(given), program)
@@ -101,6 +102,18 @@ def _output_of(graph: Graph, name: str | None) -> str:
     if name not in known:
         raise InvalidInputError(f"output is {name!r}, but the model has the outputs {', '.join(names)}")
     return name
+
+
+def _check_names(x: str, output: str) -> None:
+    """Refuse names that the explanation's own inputs and outputs have."""
+    own = Names(x, output)
+    taken = {own.target, own.attributions, own.base, own.targets}
+    for name in (x, output):
+        if name in taken or name.startswith("selkit."):
+            raise InvalidInputError(
+                f"the model calls a value {name!r}, as the explanation's graph does; rename it, for instance "
+                "with input_names and output_names when it is exported"
+            )
 
 
 def _program(

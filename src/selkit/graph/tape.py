@@ -51,7 +51,7 @@ class Tape:
 
     def _name(self, hint: str) -> str:
         self._count += 1
-        return f"{hint}.{self._count}"
+        return f"selkit.{hint}.{self._count}"
 
     def source(self, name: str, shape: Shape, uses: Uses, dtype: torch.dtype | None = None) -> Symbol:
         """A value that no node makes."""
