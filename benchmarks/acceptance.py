@@ -18,13 +18,56 @@ from scipy import stats
 
 from acceptance_models import SCORES, fitted, network, noise, region_test, run
 from selkit.errors import InvalidInputError, NoHypothesisError
-from selkit.utils.progress import track
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache" / "acceptance"
 KNN, STRONG, WEAK = "5-NN of channel maxima", "strongest cell is strong", "strongest cell is weak"
 COVERAGES = (0.2, 0.5, 0.8)
-SIGNALS = (1.0, 2.0, 3.0)
+SIGNALS = (0.5, 0.75, 1.0)
+TEXT = (
+    "# p-values of accepted images\n"
+    "\n"
+    "White noise, 16 x 16, variance 1: every region that is found is nothing. A network with two "
+    "convolutions points at a region, the strongest of 4 x 4 cells (a block of 4 x 4 pixels) or the "
+    "pixels whose 8 x 8 map is in the top tenth; a score accepts part of the images, and the region "
+    "of each accepted one is tested against the rest of the image. The p-value that is conditioned on"
+    " acceptance and the one that is not come from the same test. Uniform: p-value of the Kolmogorov-"
+    "Smirnov test over all images of a row. Rates have 95 % intervals.\n"
+    "\n"
+    "## A network that looks for something bright\n"
+    "\n"
+    "All filters are positive, and the test is one-sided: is the region brighter than the rest?\n"
+    "\n"
+    "<!-- usual -->\n"
+    "\n"
+    "![Distribution functions of p-values minus that of the uniform distribution](acceptance.svg)\n"
+    "\n"
+    "Grey: where a uniform sample of this size stays with 95 %.\n"
+    "\n"
+    "## How far it goes\n"
+    "\n"
+    'The score looks at the strongest cell alone and accepts where it is strong ("the network is '
+    'sure") or weak. Same network, one-sided.\n'
+    "\n"
+    "<!-- far -->\n"
+    "\n"
+    "## A network with random filters\n"
+    "\n"
+    "Two-sided tests. Single p-values move as much, but in both directions: their distribution hardly"
+    " shows it.\n"
+    "\n"
+    "<!-- random -->\n"
+    "\n"
+    "## Power\n"
+    "\n"
+    "A signal is added to the 16 pixels of one cell, in standard deviations of the noise; the score "
+    "is fitted on images without it, with the threshold that accepts half of those; the network looks "
+    "for something bright. The region that is tested need not be the cell with the signal.\n"
+    "\n"
+    "<!-- power -->\n"
+    "\n"
+    "Made by `python benchmarks/acceptance.py`; p-values are kept in `benchmarks/.cache/acceptance`.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -41,18 +84,28 @@ class Setting:
         Fraction of null images that are accepted.
     signal
         Added to one cell of the image.
+    bright
+        Whether the network looks for something bright and the test asks whether the region is brighter than
+        the rest; else filters are random, and the test has two sides.
     """
 
     coarse: bool
     score: str
     coverage: float
     signal: float = 0.0
+    bright: bool = True
 
     @property
     def name(self) -> str:
         """For a file."""
         kind = list(SCORES).index(self.score)
-        return f"{'coarse' if self.coarse else 'fine'}-{kind}-{self.coverage}-{self.signal}"
+        network = "bright-" if self.bright else ""
+        return f"{network}{'coarse' if self.coarse else 'fine'}-{kind}-{self.coverage}-{self.signal}"
+
+    @property
+    def region(self) -> str:
+        """For a table."""
+        return "strongest cell" if self.coarse else "thresholded map"
 
 
 def images(setting: Setting, model: object, accepts: object, most: int) -> Iterator[NDArray[np.float64]]:
@@ -66,23 +119,30 @@ def images(setting: Setting, model: object, accepts: object, most: int) -> Itera
 
 def measure(setting: Setting, count: int) -> NDArray[np.float64]:
     """p-values with and without conditioning, and naive ones, of shape (count, 3); kept in a file."""
-    path = CACHE / f"{setting.name}-{count}.npy"
-    if path.exists():
-        return np.asarray(np.load(path))
-    model = network(setting.coarse)
+    path = CACHE / f"{setting.name}.npy"
+    known = np.load(path) if path.exists() else np.empty((0, 3))
+    if len(known) >= count or count == 0:
+        return np.asarray(known[: count or None])
+    model = network(setting.coarse, setting.bright)
     test = region_test(setting.coarse, model)
     accepts = fitted(setting.score, model).set_threshold(q=setting.coverage)
     found: list[tuple[float, float, float]] = []
-    stream = images(setting, model, accepts, most=400)
-    for _ in track(range(count), setting.name, count):
-        while True:
-            try:
-                result = test.inference(next(stream), accepted_by=accepts, embedding=SCORES[setting.score])
-                break
-            except (NoHypothesisError, InvalidInputError):  # no region, or a tie within rounding
-                continue
-        found.append((result.p_value, result.p_value_unconditioned, result.naive_p_value()))
     CACHE.mkdir(parents=True, exist_ok=True)
+    for image in images(setting, model, accepts, most=400):
+        try:
+            result = test.inference(
+                image,
+                alternative="greater" if setting.bright else "two-sided",
+                accepted_by=accepts,
+                embedding=SCORES[setting.score],
+            )
+        except (NoHypothesisError, InvalidInputError):  # no region, or a tie within rounding
+            continue
+        found.append((result.p_value, result.p_value_unconditioned, result.naive_p_value()))
+        if len(found) % 50 == 0 and len(found) > len(known):
+            np.save(path, np.array(found))
+        if len(found) == count:
+            break
     np.save(path, np.array(found))
     return np.array(found)
 
@@ -103,29 +163,35 @@ def uniform(values: NDArray[np.float64]) -> str:
 def null_rows(settings: list[Setting], count: int) -> list[str]:
     """The table of null images."""
     rows = [
-        "| region | accepted by | accepted | p moved by | uniform: conditioned | not "
+        "| region | accepted by | accepted | images | p moved by | uniform: conditioned | not "
         "| p <= 0.05: conditioned | not |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for setting in settings:
         p = measure(setting, count)
+        if not len(p):
+            continue
         rows.append(
-            f"| {'strongest cell' if setting.coarse else 'thresholded map'} | {setting.score} "
-            f"| {setting.coverage:.0%} | {np.abs(p[:, 0] - p[:, 1]).mean():.3f} | {uniform(p[:, 0])} "
-            f"| {uniform(p[:, 1])} | {rate(p[:, 0])} | {rate(p[:, 1])} |"
+            f"| {setting.region} | {setting.score} | {setting.coverage:.0%} | {len(p):,} "
+            f"| {np.abs(p[:, 0] - p[:, 1]).mean():.3f} | {uniform(p[:, 0])} | {uniform(p[:, 1])} "
+            f"| {rate(p[:, 0])} | {rate(p[:, 1])} |"
         )
     return rows
 
 
 def power_rows(settings: list[Setting], count: int) -> list[str]:
     """The table of images with a signal."""
-    rows = ["| region | signal | p <= 0.05: conditioned | not | both |", "|---|---:|---:|---:|---:|"]
+    rows = [
+        "| region | signal | images | p <= 0.05: conditioned | not | both |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for setting in settings:
         p = measure(setting, count)
+        if not len(p):
+            continue
         both = float((p[:, :2] <= 0.05).all(1).mean())
         rows.append(
-            f"| {'strongest cell' if setting.coarse else 'thresholded map'} | {setting.signal} "
-            f"| {rate(p[:, 0])} | {rate(p[:, 1])} | {both:.3f} |"
+            f"| {setting.region} | {setting.signal} | {rate(p[:, 0])} | {rate(p[:, 1])} | {both:.3f} |"
         )
     return rows
 
@@ -142,13 +208,12 @@ def figure(settings: list[Setting], count: int, path: Path) -> None:
     for axis, setting in zip(axes, settings, strict=True):
         p = measure(setting, count)
         grid = np.linspace(0, 1, 201)
-        band = 1.358 / np.sqrt(count)  # of the Kolmogorov-Smirnov test at 5 %
+        band = 1.358 / np.sqrt(len(p))  # of the Kolmogorov-Smirnov test at 5 %
         axis.fill_between(grid, -band, band, color="0.9", lw=0)
         for column, label, color in ((0, "conditioned", "#1b6ca8"), (1, "not", "#c1440e")):
-            share = np.searchsorted(np.sort(p[:, column]), grid, side="right") / count
+            share = np.searchsorted(np.sort(p[:, column]), grid, side="right") / len(p)
             axis.plot(grid, share - grid, color=color, label=label, lw=1.2)
-        region = "strongest cell" if setting.coarse else "thresholded map"
-        axis.set_title(f"{region}\n{setting.score}\n{setting.coverage:.0%} accepted", fontsize=8)
+        axis.set_title(f"{setting.region}\n{setting.score}\n{setting.coverage:.0%} accepted", fontsize=8)
         axis.set_xlabel("p")
     axes[0].set_ylabel("fraction of p-values up to p, minus p")
     axes[0].legend(frameon=False)
@@ -156,31 +221,36 @@ def figure(settings: list[Setting], count: int, path: Path) -> None:
     drawing.savefig(path, metadata={"Date": None})
 
 
+USUAL = [Setting(coarse, KNN, coverage) for coarse in (True, False) for coverage in COVERAGES]
+RANDOM = [Setting(coarse, KNN, part, bright=False) for coarse in (True, False) for part in COVERAGES]
+FAR = [Setting(True, kind, coverage) for coverage in (0.05, 0.2) for kind in (STRONG, WEAK)]
+POWER = [Setting(coarse, KNN, 0.5, signal) for coarse in (True, False) for signal in SIGNALS]
+
+
 def main() -> None:
     """Measure what is not in the cache, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="null images for each row")
-    parser.add_argument("--power", type=int, default=300, help="images with a signal for each row")
+    parser.add_argument("--count", type=int, default=1000, help="null images for each row; 0: those known")
+    parser.add_argument("--power", type=int, default=300, help="the same with a signal")
+    parser.add_argument("--row", type=int, help="measure this row only, counted over all tables")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    usual = [Setting(coarse, KNN, coverage) for coarse in (True, False) for coverage in COVERAGES]
-    far = [
-        Setting(coarse, kind, coverage)
-        for coarse in (True, False)
-        for kind in (STRONG, WEAK)
-        for coverage in (0.05, *COVERAGES)
-    ]
-    power = [Setting(coarse, KNN, 0.5, signal) for coarse in (True, False) for signal in SIGNALS]
-    text = (HERE / "results" / "acceptance.head.md").read_text(encoding="utf-8")
+    if options.row is not None:
+        setting = [*USUAL, *FAR, *POWER, *RANDOM][options.row]
+        measure(setting, options.power if setting.signal else options.count)
+        return
     tables = {
-        "usual": null_rows(usual, options.count),
-        "far": null_rows(far, options.count),
-        "power": power_rows(power, options.power),
+        "usual": null_rows(USUAL, options.count),
+        "random": null_rows(RANDOM, options.count),
+        "far": null_rows(FAR, options.count),
+        "power": power_rows(POWER, options.power),
     }
+    text = TEXT
     for name, rows in tables.items():
         text = text.replace(f"<!-- {name} -->", "\n".join(rows))
     (HERE / "results" / "acceptance.md").write_text(text, encoding="utf-8")
-    shown = [usual[0], Setting(True, STRONG, 0.2), Setting(True, WEAK, 0.2), usual[3]]
+    shown = [USUAL[0], USUAL[1], *FAR[:2]]
+    shown = [setting for setting in shown if len(measure(setting, options.count))]
     figure(shown, options.count, HERE / "results" / "acceptance.svg")
 
 

@@ -76,12 +76,25 @@ class StrongestCell(Region):
         return g.add("Sub", g.add("Gather", flat, inside, axis=0), best)
 
 
-def network(coarse: bool, seed: int = 0) -> onnx.ModelProto:
-    """A network with random weights, exported."""
+def network(coarse: bool, bright: bool = False, seed: int = 0) -> onnx.ModelProto:
+    """A network, exported.
+
+    Parameters
+    ----------
+    coarse
+        See :class:`Network`.
+    bright
+        All filters look for something bright, as those of a trained detector do; else they are random.
+    seed
+        Of the weights.
+    """
     torch.manual_seed(seed)
     model = Network(coarse).eval()
     with torch.no_grad():
         model.head.weight.abs_()  # the map is high where the features are
+        if bright:
+            model.first[0].weight.abs_()
+            model.second[0].weight.abs_()
     buffer = io.BytesIO()
     names = ["map", "maxima", "top"]
     with warnings.catch_warnings():
