@@ -45,7 +45,8 @@ def summary_of(text: str) -> str:
     """The first sentence of the first paragraph."""
     body = re.sub(r"^```.*?^```$", "", text.partition("\n")[2], flags=re.MULTILINE | re.DOTALL)
     paragraph = next(part for part in body.split("\n\n") if part.strip() and part.strip()[0] not in "#|<:")
-    return re.split(r"(?<=[.?!:])\s", " ".join(paragraph.split()))[0].rstrip(":")
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split()))  # links lead from the page
+    return re.split(r"(?<=[.?!:])\s", plain)[0].rstrip(":")
 
 
 def api() -> str:
