@@ -256,7 +256,10 @@ def of_networks(rows: Found) -> list[str]:
 
 def tables(found: Found) -> list[str]:
     rows = {name: found[name] for name in NETWORKS if name in found}
-    lines = of_networks(rows) if rows else []
+    lines: list[str] = []
+    for way in sorted({(row["clock"], row["threads"]) for row in rows.values()}):  # each in tables of its own
+        alike = {name: row for name, row in rows.items() if (row["clock"], row["threads"]) == way}
+        lines += [*([""] if lines else []), *of_networks(alike)]
     if "small" in found:
         lines += [
             *([""] if lines else []),
