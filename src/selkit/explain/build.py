@@ -27,7 +27,7 @@ from selkit.utils.progress import track
 MOST_STORED = 2**30
 """Bytes of activations that are stored by default, and at most an eighth of the free memory."""
 ROWS = 2
-"""References at once where nothing else is said."""
+"""Most references at once where nothing else is said."""
 
 
 def build(
@@ -147,10 +147,11 @@ def _weights(weights: object, count: int) -> NDArray[np.float64]:
 
 
 def _rows(chunk: int | Literal["auto"], count: int, program: Program) -> int:
-    """How many references at once; those that are missing in the last chunk are made up, so few are best."""
+    """How many references at once; by default so that no chunk has to be filled up."""
     if chunk != "auto":
         check_count(chunk, "chunk")
-    wanted = ROWS if chunk == "auto" else min(chunk, count)
+    whole = next(rows for rows in range(ROWS, 0, -1) if count % rows == 0)
+    wanted = whole if chunk == "auto" else min(chunk, count)
     if wanted == 1 or not rowwise(program):
         return 1
     return -(-count // -(-count // wanted))

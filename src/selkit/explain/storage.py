@@ -156,11 +156,15 @@ class OnDisk:
         moved = [tensor for tensor in _tensors(proto.graph) if tensor.external_data]
         places = {entry.value for t in moved for entry in t.external_data if entry.key == "location"}
         size = sum(file.stat().st_size for file in (self.path, *map(self.path.with_name, places)))
-        if len(places) != 1 or not (size > INLINE_LIMIT if external is None else external):
+        apart = size > INLINE_LIMIT if external is None else external
+        if not apart or len(places) != 1:
             del proto
             whole = onnx.load(self.path)
+            if not apart:
+                target.write_bytes(whole.SerializeToString())
+                return [target]
             del whole.metadata_props[:]
-            return Package(whole, {}, self.facts).write(target, external=external)
+            return Package(whole, {}, self.facts).write(target, external=True)
         copy = target.with_name(target.name + ".data")
         shutil.copyfile(self.path.with_name(places.pop()), copy)
         for tensor in moved:
