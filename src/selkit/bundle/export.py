@@ -52,7 +52,7 @@ def export_bundle(
 
     The file has the model's own outputs under their own names and, as far as asked for, ``score``, shape
     ``(N,)``, ``selected``, boolean, the map and the region of ``roi`` (``score_map``, ``roi``) and
-    ``attribution``. It uses ONNX' standard operators only and runs wherever onnxruntime 1.18 or later does.
+    ``attribution``. It uses ONNX' standard operators only and runs wherever onnxruntime 1.22 or later does.
 
     Parameters
     ----------
