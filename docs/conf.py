@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pydoc
-from itertools import groupby
+import sys
 from pathlib import Path
 from typing import Any
 
 from sphinx.util.nodes import make_refnode
 
 import selkit
-import selkit.graph.ops  # registers the operators
-from selkit.graph.ops.base import Registration, registrations
+
+sys.path.insert(0, str(Path(__file__).parent))
+import operators_table
 
 project = "selkit"
 author = "The selkit developers"
@@ -44,34 +44,7 @@ html_theme = "furo"
 html_title = f"selkit {release}"
 
 
-def describe(operator: type[object]) -> str:
-    """First sentence of an operator's docstring, and its attributes."""
-    lines = (operator.__doc__ or "").strip().partition("\n\n")[0].split()
-    text = " ".join(lines).replace("|", "\\|")
-    fields = [f.name for f in dataclasses.fields(operator)] if dataclasses.is_dataclass(operator) else []
-    return text + (f" Attributes: {', '.join(f'`{name}`' for name in fields)}." if fields else "")
-
-
-def operators_table() -> str:
-    """A Markdown table of every registered operator."""
-
-    def name_of(entry: Registration) -> tuple[str, str]:
-        return (entry.domain, entry.name)
-
-    lines = ["| operator | kind | since opset versions | |", "|---|---|---|---|"]
-    for (domain, name), entries in groupby(sorted(registrations(), key=name_of), key=name_of):
-        rows = list(entries)
-        since = ", ".join(str(v) for v in sorted(v for row in rows for v in row.since))
-        kinds = "; ".join(dict.fromkeys(row.operator.KIND.value for row in rows))
-        text = " ".join(dict.fromkeys(describe(row.operator) for row in rows))
-        lines.append(f"| `{name}`{f' ({domain})' if domain else ''} | {kinds} | {since} | {text} |")
-    return "\n".join(lines) + "\n"
-
-
-table = Path(__file__).with_name("operators-table.md")
-text = operators_table()
-if not table.exists() or table.read_text(encoding="utf-8") != text:
-    table.write_text(text, encoding="utf-8")
+operators_table.write()
 
 
 def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:

@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+import operators_table  # noqa: E402 - beside this file
+
 ROOT = DOCS.parent
 TOCTREE = re.compile(r"```\{toctree\}\n(.*?)```", re.DOTALL)
 ROLE = re.compile(r"\{py:\w+\}`~?([^`]+)`")
@@ -31,6 +34,7 @@ def pages(index: Path = DOCS / "index.md") -> list[str]:
 def text_of(page: str) -> str:
     """A page as plain Markdown: what it includes in its place, roles as code."""
     path = DOCS / f"{page}.md"
+    operators_table.write()
     text = path.read_text(encoding="utf-8")
     text = INCLUDE.sub(lambda match: (path.parent / match[1]).read_text(encoding="utf-8").rstrip(), text)
     return ROLE.sub(r"`\1`", TOCTREE.sub("", text)).strip()
