@@ -28,7 +28,7 @@ class ScoreSet(ABC):
         Parameters
         ----------
         start, stop
-            The score's input at both ends of each piece, float64 of shape (B, *features); it is linear in
+            The score's input at both ends of each piece, float64 of shape ``(B, *features)``; linear in
             between.
         threshold
             Finite.
