@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 import selkit.graph.ops  # noqa: F401 - registers the operators
-from selkit.graph.ops.base import Registration, registrations
+from selkit.graph.ops.base import Composite, Kind, Operator, Registration, registrations
 
 TABLE = Path(__file__).with_name("operators-table.md")
 
@@ -20,19 +20,30 @@ def describe(operator: type[object]) -> str:
     return text + (f" Attributes: {', '.join(f'`{name}`' for name in fields)}." if fields else "")
 
 
+def explained(operator: type[Operator]) -> str:
+    """Whether an explanation goes through an operator."""
+    if operator.KIND is Kind.CONSTANT or operator.LIVE == 0:
+        return "nothing to explain"
+    if operator.pull is not Operator.pull:
+        return "yes"
+    return "as its parts" if issubclass(operator, Composite) else "no"
+
+
 def operators_table() -> str:
     """A Markdown table of every registered operator."""
 
     def name_of(entry: Registration) -> tuple[str, str]:
         return (entry.domain, entry.name)
 
-    lines = ["| operator | kind | since opset versions | |", "|---|---|---|---|"]
+    lines = ["| operator | kind | explained | since opset versions | |", "|---|---|---|---|---|"]
     for (domain, name), entries in groupby(sorted(registrations(), key=name_of), key=name_of):
         rows = list(entries)
         since = ", ".join(str(v) for v in sorted(v for row in rows for v in row.since))
         kinds = "; ".join(dict.fromkeys(row.operator.KIND.value for row in rows))
         text = " ".join(dict.fromkeys(describe(row.operator) for row in rows))
-        lines.append(f"| `{name}`{f' ({domain})' if domain else ''} | {kinds} | {since} | {text} |")
+        rules = "; ".join(dict.fromkeys(explained(row.operator) for row in rows))
+        title = f"`{name}`{f' ({domain})' if domain else ''}"
+        lines.append(f"| {title} | {kinds} | {rules} | {since} | {text} |")
     return "\n".join(lines) + "\n"
 
 
