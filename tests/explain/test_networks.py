@@ -188,6 +188,24 @@ def test_ties_and_equal_inputs_do_no_harm(digits):
     np.testing.assert_array_equal(same.attributions, 0)
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-4, 1e10])
+def test_additive_whatever_the_size_of_activations_is(size):
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.bias.mul_(size)
+    factors = torch.tensor([1e-6, 1.0, 0.0, 1e2, 1.0, 1.0, 1.0])[:, None]  # the first is small
+    references = torch.randn((7, 6), generator=generator) * factors * size
+    x = torch.randn((4, 6), generator=generator) * torch.tensor([1.0, 1e-6, 1e6, 0.0])[:, None] * size
+    content = networks.export(model, x[:1], dynamo=False)
+    for chunk in (1, 7):
+        result = Explainer(content, references, chunk=chunk, threads=1).explain(x)
+        scale = np.abs(result.attributions).sum(-1) + np.abs(result.output)
+        assert (np.abs(result.additivity_error) <= 1e-5 * scale).all()
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
 def test_chunks_weights_and_storing_change_nothing_but_rounding(chunk, digits):
     x, _ = digits

@@ -136,9 +136,18 @@ class Assembler:
 
     def references(self) -> onnx.ModelProto:
         """The graph that computes, for a chunk of references, their outputs and what is kept of them."""
+        return self._ahead(self.parts.nodes[STORED], [self.parts.recipe.output_reference, *self.parts.stored])
+
+    def sizes(self) -> onnx.ModelProto:
+        """The graph that computes, for a chunk of references, how large values are that rules scale."""
+        tape = self.parts.recipe.tape
+        ends = [size for _, size in tape.sizes.values()]
+        maker = {out.name: node for node in tape.nodes for out in node.outputs}
+        needed = _reached(ends, maker)
+        return self._ahead([node for node in tape.nodes if id(node) in needed], ends)
+
+    def _ahead(self, nodes: Sequence[Written], outputs: Sequence[Symbol]) -> onnx.ModelProto:
         parts = self.parts
-        nodes = parts.nodes[STORED]
-        outputs = [parts.recipe.output_reference, *parts.stored]
         graph = helper.make_graph(
             [_node(node) for node in nodes],
             "references",

@@ -26,6 +26,8 @@ from selkit.utils.progress import track
 
 MOST_STORED = 2**30
 """Bytes of activations that are stored by default, and at most an eighth of the free memory."""
+MEASURED = 16
+"""References that say how large activations are."""
 ROWS = 2
 """Most references at once where nothing else is said."""
 
@@ -55,13 +57,17 @@ def build(
     program = _program(graph, spec, name, given.shape[1:], dtype)
     chosen = check_target(target, program.shapes[name][1])
     rows = _rows(chunk, len(given), program)
-    recipe = write(program, rows, graph.opset.get("", 0))
-    parts = divide(recipe, cache=True)
+    opset = graph.opset.get("", 0)
+    parts = divide(write(program, rows, opset, ahead=cache is not False), cache=True)
     stored = _size(parts, len(given))
     kept = stored <= min(MOST_STORED, _free() // 8) if cache == "auto" else bool(cache)
-    if not kept:
-        parts = divide(recipe, cache=False)
+    if not kept and cache == "auto":
+        del parts  # rules with more work for the references alone pay only where that is stored
+        parts = divide(write(program, rows, opset, ahead=False), cache=False)
+    elif not kept:
+        parts = divide(parts.recipe, cache=False)
     made = Assembler(parts)
+    _set_units(made, given, threads)
     scanned, outputs = _references(made, given, share, threads)
     base = (share[:, None] * outputs[: len(given)].astype(np.float64)).sum(0).astype(given.dtype)
     several = isinstance(chosen, tuple)
@@ -171,6 +177,27 @@ def _free() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (OSError, ValueError, AttributeError):
         return 8 * MOST_STORED
+
+
+def _set_units(made: Assembler, references: NDArray[Any], threads: int | None) -> None:
+    """Store the units of the rules that scale, by the largest of some references."""
+    import onnxruntime as ort
+
+    sizes = made.parts.recipe.tape.sizes
+    if not sizes:
+        return
+    session = ort.InferenceSession(
+        made.sizes().SerializeToString(), options(threads), providers=["CPUExecutionProvider"]
+    )
+    chosen = np.unique(np.linspace(0, len(references) - 1, MEASURED).round().astype(np.int64))
+    largest = np.zeros(len(sizes))
+    for start in range(0, len(chosen), made.rows):
+        chunk = references[np.resize(chosen[start : start + made.rows], made.rows)]
+        results = session.run(None, {made.parts.recipe.reference.name: chunk})
+        largest = np.fmax(largest, [np.max(result) for result in results])
+    for (unit, _), size in zip(sizes.values(), largest.tolist(), strict=True):
+        if unit.value is not None and math.isfinite(size) and size > 0:
+            unit.value.fill_(min(1 / size, 1e20))  # times what a rule adds, no overflow
 
 
 def _references(

@@ -55,7 +55,7 @@ def in_parts(operator: Operator) -> bool:
     return operator.KIND is not Kind.COMPOSITE or not has_rule(operator)
 
 
-def write(program: Program, rows: int, opset: int) -> Recipe:
+def write(program: Program, rows: int, opset: int, *, ahead: bool) -> Recipe:
     """Write the nodes that explain one output of a program with one input and one output.
 
     Raises
@@ -65,7 +65,7 @@ def write(program: Program, rows: int, opset: int) -> Recipe:
     """
     ((name, shape),) = program.inputs.items()
     (output,) = program.outputs
-    tape = Tape(program.dtype, rows)
+    tape = Tape(program.dtype, rows, ahead=ahead)
     steps = chained(program.steps)
     values = [
         {name: tape.source(source, shape, uses)}

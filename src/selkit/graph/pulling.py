@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute, broadcast
-from selkit.graph.symbols import Shape, Symbol, where
+from selkit.graph.symbols import Shape, Symbol, Uses, where
 from selkit.graph.tape import Tape
 
 Pulled = tuple[Symbol | None, ...]
 
 LOWEST = -1e30
 """What stands for minus infinity."""
+TYPICAL, NEAR, FAR = 2.0**36, 2.0**12, 2.0**62
+"""What a Relu's typical input is scaled to, and from and up to where inputs are told apart."""
 
 
 class Pull:
@@ -134,15 +136,13 @@ class Pull:
             total = total * float(times)
         return self.tape.reshape(total, total.shape[lead:]) if lead else total
 
-    def relu(self, x: Symbol, r: Symbol, knot: Symbol | float | None = None) -> Symbol:
-        """The multiplier of ``max(x - knot, 0)``, exact and without a guard.
+    def relu(self, x: Symbol, r: Symbol) -> Symbol:
+        """The multiplier of ``max(x, 0)``, exact and without a guard.
 
         ``[x > 0] + r / (|x| + |r|)``, cut to ``[0, 1]``: no difference of nearly equal numbers, 1 or 0 where
         the signs agree, and the gradient where ``x`` equals ``r``. With ``q = r / |x|`` the quotient is
         ``q / (1 + |q|)``, Softsign, so that only three nodes read two values for every reference.
         """
-        if knot is not None:
-            x, r = x - knot, r - knot
         ratio = r * x.abs().maximum(self.least).reciprocal()
         if self.tape.dtype == torch.float32:
             share = self.tape.op("Softsign", ratio, shape=ratio.shape)
@@ -151,6 +151,22 @@ class Pull:
             share, above = ratio / (ratio.abs() + 1.0), self.number(x > 0.0)
         cut = above + share
         return self.tape.op("Clip", cut, self.tape.lift(0.0), self.tape.lift(1.0), shape=cut.shape)
+
+    def odds(self, x: Symbol, r: Symbol) -> Symbol:
+        """The multiplier of ``max(x, 0)`` in three nodes for every reference, one of which reads two values.
+
+        With ``s(x) = x`` for ``x > 0``, else ``1 / |x|``, in units so small that nearly all inputs are large,
+        ``s(x) s(r)`` is ``x / |r|`` for mixed signs, else nearly infinity or 0: the odds of both shares.
+        ``s(r)`` can be stored. Inputs below 6e-8 of a typical reference's count as if they were that large.
+        """
+        tape, unit = self.tape, self.tape.unit(r) * TYPICAL
+        low, near, far = map(tape.lift, (0.0, NEAR, FAR))
+        strengths = []
+        for value in (x * unit, r * unit):
+            up = tape.op("Clip", value, low, far, shape=value.shape)
+            strengths.append(up.maximum(tape.op("Clip", -value, near, far, shape=value.shape).reciprocal()))
+        both = strengths[0] * strengths[1]
+        return tape.op("Softsign", both, shape=both.shape)
 
     def slopes(self, x: Symbol, r: Symbol, y: Symbol, yr: Symbol, *, first: Any, second: Any) -> Symbol:
         """``(y - yr) / (x - r)``, and what the derivatives at ``x`` say where ``x`` and ``r`` are close.
@@ -215,10 +231,13 @@ class Pull:
         """
         x, r = self.x[0], self.r[0]
         total: Any = slopes[0]
+        plain = all(isinstance(slope, float) for slope in slopes) and list(slopes) == [0.0, 1.0]
+        fast = self.tape.ahead and self.tape.dtype == torch.float32 and r.uses == Uses.REFERENCE
+        rule = self.odds if plain and fast and x.ndim > 1 else self.relu
         for knot, before, after in zip(knots, slopes[:-1], slopes[1:], strict=True):
             place = None if isinstance(knot, int | float) and knot == 0 else self._parameter(knot)
             change = after - before
-            bend = self.relu(x, r, place)
+            bend = rule(x, r) if place is None else rule(x - place, r - place)
             if not (isinstance(change, float) and change == 1):
                 bend = bend * self._parameter(change)
             total = bend if isinstance(total, float) and total == 0 else bend + self._parameter(total)

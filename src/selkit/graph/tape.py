@@ -40,12 +40,16 @@ class Tape:
     rows
         How many references are explained at once. Above 1, every value's first axis must be of size 1, and
         becomes the axis of the references.
+    ahead
+        Whether what depends on the references alone is computed ahead, and costs nothing later.
     """
 
-    def __init__(self, dtype: torch.dtype, rows: int = 1) -> None:
+    def __init__(self, dtype: torch.dtype, rows: int = 1, *, ahead: bool = True) -> None:
         self.dtype = dtype
         self.rows = rows
+        self.ahead = ahead
         self.nodes: list[Written] = []
+        self.sizes: dict[str, tuple[Symbol, Symbol]] = {}
         self._known: dict[Any, tuple[Symbol, ...]] = {}
         self._count = 0
 
@@ -61,6 +65,14 @@ class Tape:
         """A value that is stored in the graph."""
         value = value.detach().cpu().contiguous()
         return Symbol(self, self._name(name), tuple(value.shape), value.dtype, Uses.NOTHING, value)
+
+    def unit(self, r: Symbol) -> Symbol:
+        """A number that brings a value of the references to about 1; stored once the references are known."""
+        if r.name not in self.sizes:
+            axes, shape = list(range(1, r.ndim)), (*r.shape[:1], *(1,) * (r.ndim - 1))
+            size = self.op("ReduceMean", r.abs(), self.lift(axes), shape=shape, keepdims=1)
+            self.sizes[r.name] = self.stored(torch.ones((), dtype=self.dtype), "unit"), size
+        return self.sizes[r.name][0]
 
     def lift(self, value: Any, dtype: torch.dtype | None = None) -> Symbol:
         """A number, sequence of integers or tensor as a symbol; numbers are shared."""

@@ -127,5 +127,5 @@ class HardSwish(Smooth):
         """The product of ``x`` and a function of two bends: exact, without a guard."""
         x, r = pull.x[0], pull.r[0]
         gate = (x / 6 + 0.5).clamp(0.0, 1.0) + (r / 6 + 0.5).clamp(0.0, 1.0)
-        slope = pull.relu(x, r, -3.0) - pull.relu(x, r, 3.0)
+        slope = pull.relu(x + 3.0, r + 3.0) - pull.relu(x - 3.0, r - 3.0)
         return (pull.grad * (gate * 0.5 + (x + r) * slope * (1 / 12)),)
