@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 import hypothesis
 import pytest
@@ -21,3 +23,10 @@ torch.set_num_threads(1)  # tests are small, and several run at once: threads wo
 def _seed() -> None:
     """Start every test from the same state of torch's global generator, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts() -> None:
+    """Let SIGINT interrupt, here and in child processes, though a background job of a shell ignores it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
