@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from roi_networks import Autoencoder, Cam, Unet, export, run, sharpen
+from torch import nn
 
 import selkit
 from selkit.inference import BackMeanDiff, RoiResult, engine, witness
+from selkit.inference.bounds import Band
+from selkit.inference.events import SignEvent
 
 NETWORKS = {"cam": Cam, "unet": lambda: Unet(4), "autoencoder": lambda: Autoencoder(2, 1, 4)}
 
@@ -65,3 +69,36 @@ def test_single_elements_are_used() -> None:
         result, used = infer("by single elements", "unet", patch, 0, inference_mode="exhaustive")
     assert sum(used) > 0
     assert result.windows > 0
+
+
+def test_what_overflows_in_single_precision_is_left_to_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.ReLU(),
+        *[nn.Conv2d(3, 3, 1, bias=False) for _ in range(2)],  # to about 1e40: infinite in single precision
+        nn.ReLU(),
+        *[nn.Conv2d(3, 3, 1, bias=False) for _ in range(2)],
+        nn.Conv2d(3, 1, 3, padding=1),
+    )
+    sharpen(network, 0, 2.0)
+    with torch.no_grad():
+        for place, scale in ((2, 1e20), (3, 1e20), (5, 1e-20), (6, 1e-20)):
+            network[place].weight *= scale
+    model, x = export(network, (1, 1, 8, 8)), np.random.default_rng(0).normal(size=(1, 1, 8, 8))
+    with torch.no_grad():  # onnxruntime works in single precision
+        level = float(network.double()(torch.as_tensor(x)).quantile(0.8))
+    test = selkit.load(model, BackMeanDiff(level), var=1.0)
+    expected = test.inference(x, inference_mode="exhaustive")
+    monkeypatch.setattr(engine, "DIRECT", 0.0)
+    found = test.inference(x, inference_mode="exhaustive")
+    np.testing.assert_allclose(found.truncated_intervals, expected.truncated_intervals, atol=1e-9)
+
+
+def test_bounds_that_overflow_include_nothing() -> None:
+    event = SignEvent("y", torch.tensor([0, 1]), torch.tensor([True, True]))
+    windows = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    one, nothing = torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    assert len(event.settle_bands({"y": Band(one, one, nothing, nothing)}, windows).included) == 1
+    broken = torch.tensor([[1.0, torch.nan]], dtype=torch.float64)
+    for band in (Band(broken, one, nothing, nothing), Band(one, one, nothing, broken)):
+        assert len(event.settle_bands({"y": band}, windows).included) == 0

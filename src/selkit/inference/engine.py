@@ -6,6 +6,7 @@ precision, following it in double precision. Each leaves open what it cannot dec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,9 +77,11 @@ class Engine:
         self.density = max(DENSITY * _switches(program), 1.0)
         self.direct = 2 * REACH * self.density * self.bytes <= DIRECT
         if not self.direct:
-            fast = program.single
-            self.fast = Follower(fast, stack(fast, CACHE))
-            self.bytes, self.tolerance = largest(fast), SAFETY * self._rounding(program, fast)
+            tolerance = SAFETY * self._rounding(program, program.single)
+            if math.isfinite(tolerance):  # where single precision overflows it can decide nothing
+                fast = program.single
+                self.fast = Follower(fast, stack(fast, CACHE))
+                self.bytes, self.tolerance = largest(fast), tolerance
         self.bounder = Bounder(self.fast.program)
         self.batch = max(4, min(64, self.fast.limit // 8))
         self.windows = 0
@@ -90,9 +93,8 @@ class Engine:
         name = next(iter(program.inputs))
         exact = program.run({name: self.line.at(z)})
         rough = fast.run({name: self.line.at(z, torch.float32)})
-        return max(
-            float((exact[output] - rough[output].to(torch.float64)).abs().max()) for output in program.outputs
-        )
+        found = [(exact[output] - rough[output].to(torch.float64)).abs().max() for output in program.outputs]
+        return float(torch.stack(found).nan_to_num(nan=torch.inf).max())
 
     def run(self, search: Search) -> None:
         """Search until the goal is reached or the whole domain is known."""

@@ -114,6 +114,9 @@ class SignEvent(Event):
         low, high = windows[:, 0], windows[:, 1]
         outer = _positive_part(left + offset + radius, right + offset + radius, 0.0)
         inner = _positive_part(left + offset - radius, right + offset - radius, 0.0)
+        # A bound that has overflown to NaN compares as if nothing were wrong: it includes nothing.
+        sound = torch.isfinite(left + right + offset + radius).all(1)
+        inner = inner * sound[:, None]
         zero, one = torch.zeros_like(low), torch.ones_like(low)
         excluded = [
             _stretch(torch.stack([zero, outer[:, 0]], 1), low, high),
