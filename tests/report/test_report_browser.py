@@ -84,6 +84,18 @@ def names(page) -> list[str]:
     return page.locator("#cards > .card:visible .title").all_text_contents()
 
 
+def wait_for_focus(page, name: str) -> None:
+    """Until the sample's card or row has the focus: browsers announce a closed dialog a moment later."""
+    page.wait_for_function(
+        """(name) => {
+          const at = document.activeElement;
+          return (at.closest(".card")?.querySelector(".title") ?? at).textContent === name;
+        }""",
+        arg=name,
+        timeout=10_000,
+    )
+
+
 def choose(page, name: str, value: str) -> None:
     if name == "find":
         page.fill("input[name=find]", value)
@@ -171,10 +183,7 @@ def test_a_sample_opens_and_closes_with_the_keyboard(browser, tmp_path):
         ).get_attribute("alt")
         page.keyboard.press("Escape")
         assert not page.locator("#opened").is_visible()
-        assert (
-            page.evaluate("document.activeElement.closest('.card').querySelector('.title').textContent")
-            == "s4"
-        )
+        wait_for_focus(page, "s4")
 
 
 @pytest.mark.parametrize("width", [360, 1400])
@@ -223,7 +232,7 @@ def test_a_row_of_the_table_opens_and_gets_the_focus_back(browser, tmp_path):
         assert page.inner_text("#opened-title") == "s2: rejected"
         assert page.inner_text("#place") == "1 of 2"
         page.keyboard.press("Escape")
-        assert page.evaluate("document.activeElement.textContent") == "s2"
+        wait_for_focus(page, "s2")
 
 
 def test_opened_samples_are_left_through_with_the_arrows(browser, tmp_path):
@@ -243,10 +252,7 @@ def test_opened_samples_are_left_through_with_the_arrows(browser, tmp_path):
         assert page.locator("[data-go='1']").is_disabled()
         page.click("[data-go=close]")
         assert not page.locator("#opened").is_visible()
-        assert (
-            page.evaluate("document.activeElement.closest('.card').querySelector('.title').textContent")
-            == "s3"
-        )
+        wait_for_focus(page, "s3")
 
 
 def test_attributions_are_shown_on_request_and_beside_an_opened_image(browser, tmp_path):
