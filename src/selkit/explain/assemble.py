@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from selkit.explain.bands import late
 from selkit.explain.rules import Recipe
 from selkit.graph.symbols import Shape, Symbol, Uses
 from selkit.graph.tape import OPSET, Written
@@ -95,6 +96,7 @@ def divide(recipe: Recipe, *, cache: bool) -> Parts:
     stored = tuple(value for name, value in crossing.items() if name not in sources)
     ahead = _reached([*stored, recipe.output_reference], maker)
     groups[STORED] = [node for node in tape.nodes if id(node) in ahead]
+    groups[CHUNK] = late(groups[CHUNK])
     return Parts(recipe, groups, stored, total, weight)
 
 
@@ -280,16 +282,20 @@ class Assembler:
         recipe = self.parts.recipe
         rest, output = recipe.x.shape[1:], recipe.output.name
         real = _TYPES[recipe.tape.dtype]
+        # onnxruntime starts from a graph's last ends and there from the last inputs: with the scan at the end
+        # and the choice of a target right behind the output, each layer's part is done while it is in cache
+        place = next((i + 1 for i, node in enumerate(nodes) if output in node.output), 0)
         return helper.make_graph(
             [
                 helper.make_node("Unsqueeze", [ROW, "selkit.first"], [recipe.x.name]),
-                *nodes,
+                *nodes[:place],
                 helper.make_node("Squeeze", [output, "selkit.first"], ["selkit.prediction"]),
                 helper.make_node("ArgMax", [output], ["selkit.top"], axis=1, keepdims=0),
                 helper.make_node("Less", [names.target, "selkit.none"], ["selkit.open"]),
                 helper.make_node("Where", ["selkit.open", "selkit.top", names.target], ["selkit.chosen"]),
-                helper.make_node("Scan", ["selkit.chosen"], ["selkit.rows"], body=target, num_scan_inputs=1),
                 helper.make_node("Gather", ["selkit.base", "selkit.chosen"], ["selkit.picked"]),
+                *nodes[place:],
+                helper.make_node("Scan", ["selkit.chosen"], ["selkit.rows"], body=target, num_scan_inputs=1),
             ],
             "sample",
             [_value(ROW, real, rest)],

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from selkit.embeddings.batches import Key
 from selkit.errors import InvalidInputError, InvalidTypeError, UnsupportedModelError
+from selkit.explain import bands
 from selkit.explain.assemble import WEIGHT, Assembler, Names, Parts, divide
 from selkit.explain.permutation import Target, check_target
 from selkit.explain.references import read_references
-from selkit.explain.rules import in_parts, rowwise, write
+from selkit.explain.rules import chained, in_parts, rowwise, write
 from selkit.explain.storage import Facts, Package, options
 from selkit.graph.files import Source
 from selkit.graph.model import Graph, ValueSpec
@@ -156,7 +157,8 @@ def _rows(chunk: int | Literal["auto"], count: int, program: Program) -> int:
     """How many references at once; by default so that no chunk has to be filled up."""
     if chunk != "auto":
         check_count(chunk, "chunk")
-    whole = next(rows for rows in range(ROWS, 0, -1) if count % rows == 0)
+    most = bands.ROWS if bands.plan(program, chained(program.steps), bands.ROWS) else ROWS
+    whole = next(rows for rows in range(most, 0, -1) if count % rows == 0)
     wanted = whole if chunk == "auto" else min(chunk, count)
     if wanted == 1 or not rowwise(program):
         return 1

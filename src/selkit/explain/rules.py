@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from selkit.errors import UnsupportedModelError, UnsupportedNode
+from selkit.explain.bands import Bands, narrow, plan, total
 from selkit.graph.ops import BatchNormalization, Concat, Conv, MaxPool, Relu
 from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute
 from selkit.graph.program import Program, Step
@@ -109,12 +110,13 @@ class _Writer:
         self.steps = steps
         self.values = values
         self.stored = stored
-        self.grads: dict[str, list[Symbol]] = {}
+        self.grads: dict[str, list[Symbol | Bands]] = {}
         self.problems: list[UnsupportedNode] = []
         self._extra: dict[str, tuple[Symbol, ...]] = {}
         self._broken: set[str] = set()
         self._absorbed: dict[str, str] = _absorbed(steps, program.outputs)
         self._passed = _passed(steps, program.outputs)
+        self._widths = plan(program, steps, tape.rows)
 
     def _at(self, point: int, names: Sequence[str]) -> list[Symbol | None]:
         values = self.values[point]
@@ -160,52 +162,83 @@ class _Writer:
 
     def total(self, name: str) -> Symbol | None:
         """Sum of the multipliers of a value from all its readers."""
-        parts = self.grads.pop(name, [])
-        if not parts:
-            return None
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        found = total(self.grads.pop(name, []))
+        return found.whole() if isinstance(found, Bands) else found
 
     def back(self, step: Step) -> None:
         """Write the multipliers of a step's inputs."""
+        if step.outputs[0] in self._widths or step.inputs[0] in self._widths:
+            first = total(self.grads.pop(step.outputs[0], []))
+            if first is not None and self._in_bands(step, first):
+                return
+            self.grads[step.outputs[0]] = [] if first is None else [first]
         grads = [self.total(name) if name else None for name in step.outputs]
         if all(grad is None for grad in grads):
             return
-        inputs = step.inputs
-        if isinstance(step.operator, MaxPool) and inputs[0] in self._absorbed:
-            inputs = (self._absorbed[inputs[0]],)
-        named = [n for n in step.outputs if n]
         kept = [grad for grad, n in zip(grads, step.outputs, strict=True) if n]
-        pull = Pull(
-            self.tape,
-            x=self._at(0, inputs),
-            r=self._at(1, inputs),
-            y=[self.values[0][n] for n in named],
-            yr=[self.values[1][n] for n in named],
-            grads=kept,
-            live=step.live,
-            kind=step.kind,
-        )
-        pull.places = self._extra.get(step.outputs[0], ())
+        for name, result in zip(self._sources(step), self._pulled(step, kept), strict=False):
+            if result is not None:
+                self.grads.setdefault(name, []).append(result)
+
+    def _in_bands(self, step: Step, grad: Symbol | Bands) -> bool:
+        """Whether the multipliers of a step's inputs come in bands; if so, they are written."""
+        source = step.inputs[0]
+        if isinstance(step.operator, Concat):
+            if not isinstance(grad, Bands):
+                return False
+            start = 0
+            for name, alive in zip(step.inputs, step.live, strict=True):
+                stop = start + self.program.shapes[name][1]
+                if alive:
+                    part = grad.cut(start, stop)
+                    self.grads.setdefault(name, []).append(part if name in self._widths else part.whole())
+                start = stop
+            return True
+        if source not in self._widths:
+            return False
+        if isinstance(step.operator, Conv):
+            size, width = self.program.shapes[source][1], self._widths[source]
+            whole = grad.whole() if isinstance(grad, Bands) else grad
+            pairs = [((a, min(a + width, size)), whole) for a in range(0, size, width)]
+        elif isinstance(grad, Bands):
+            pairs = list(zip(grad.ends, grad.parts, strict=True))
+        else:
+            return False
+        parts = [self._pulled(step, [part], band)[0] for band, part in pairs]
+        self.grads.setdefault(source, []).append(Bands(self.tape, tuple(p for p in parts if p is not None)))
+        return True
+
+    def _sources(self, step: Step) -> tuple[str, ...]:
+        """What a step's multipliers go to."""
+        if isinstance(step.operator, MaxPool) and step.inputs[0] in self._absorbed:
+            return (self._absorbed[step.inputs[0]],)
+        return step.inputs
+
+    def _pulled(
+        self, step: Step, grads: Sequence[Symbol | None], band: tuple[int, int] | None = None
+    ) -> tuple[Symbol | None, ...]:
+        """The multipliers of a step's inputs, or of a band of its first one's channels."""
+        inputs = self._sources(step)
+        named = [n for n in step.outputs if n]
+        x, r = self._at(0, inputs), self._at(1, inputs)
+        y, yr = ([values[n] for n in named] for values in self.values)
+        scale = self._scale(self._passed[inputs[0]]) if inputs[0] in self._passed else None
+        if band is not None:
+            scale = None if scale is None else scale[slice(*band)]
+            x, r = ([narrow(self.tape, v, i, band, step) for i, v in enumerate(at)] for at in (x, r))
+            if not isinstance(step.operator, Conv):
+                y, yr = ([self.tape.slice(v, 1, *band) for v in at] for at in (y, yr))
+        pull = Pull(self.tape, x=x, r=r, y=y, yr=yr, grads=grads, live=step.live, kind=step.kind)
+        pull.places, pull.scale = self._extra.get(step.outputs[0], ()), scale
         if step.outputs[0] in self._passed.values():  # a convolution behind it has done this
-            self.grads.setdefault(inputs[0], []).append(pull.grad)
-            return
-        if inputs[0] in self._passed:
-            pull.scale = self._scale(self._passed[inputs[0]])
+            return (pull.grad,)
         try:
             results = step.operator.pull(pull)
         except UnsupportedAttribute as error:
             self._problem(step, error)
             zero = self.tape.lift(0.0)
-            results = tuple(
-                self.tape.expand(zero, self.values[0][n].shape) if alive else None
-                for n, alive in zip(inputs, step.live, strict=True)
-            )
-        for source, result, alive in zip(inputs, results, step.live, strict=False):
-            if alive and result is not None:
-                self.grads.setdefault(source, []).append(result)
+            results = tuple(None if v is None else self.tape.expand(zero, v.shape) for v in x)
+        return tuple(v if alive else None for v, alive in zip(results, step.live, strict=False))
 
 
 def _readers(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, list[Step]]:

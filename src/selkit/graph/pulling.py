@@ -160,11 +160,12 @@ class Pull:
         ``s(r)`` can be stored. Inputs below 6e-8 of a typical reference's count as if they were that large.
         """
         tape, unit = self.tape, self.tape.unit(r) * TYPICAL
-        low, near, far = map(tape.lift, (0.0, NEAR, FAR))
         strengths = []
         for value in (x * unit, r * unit):
-            up = tape.op("Clip", value, low, far, shape=value.shape)
-            strengths.append(up.maximum(tape.op("Clip", -value, near, far, shape=value.shape).reciprocal()))
+            up, down = (
+                tape.op("Clip", value, *ends, shape=value.shape) for ends in ((0.0, FAR), (-FAR, -NEAR))
+            )
+            strengths.append(up - down.reciprocal())  # the second is lost in rounding where the first counts
         both = strengths[0] * strengths[1]
         return tape.op("Softsign", both, shape=both.shape)
 
@@ -310,15 +311,11 @@ class Pull:
         size, count = math.prod(x.shape[1:]), math.prod(y.shape[1:])
         place, place_r = (tape.reshape(self.places[i], (1, count)) for i in (0, 1))
         y, yr, grad = (tape.reshape(value, (1, count)) for value in (y, yr, self.full))
-        passed_r = tape.op(
-            "Gather", tape.reshape(r, (1, size)), tape.reshape(place, (count,)), shape=(1, count), axis=1
-        )
-        passed = tape.op("Gather", tape.reshape(x, (size,)), place_r, shape=(1, count), axis=0)
-        up = y > yr
-        other = where(up, passed_r, passed)
-        moved = (y - yr).abs() / (y.maximum(yr) - other).maximum(self.least) * grad
+        to = where(y > yr, place, place_r)
+        change = tape.reshape(x - r, (1, size))
+        chosen = tape.op("GatherElements", *tape.level(change, to), shape=(1, count), axis=1)
+        moved = (y - yr).abs() / chosen.abs().maximum(self.least) * grad
         zeros = tape.op("Expand", tape.lift(0.0), tape.lift((tape.rows, size)), shape=(1, size))
-        to = where(up, place, place_r)
         spread = tape.op("ScatterElements", zeros, to, moved, shape=(1, size), axis=1, reduction="add")
         return tape.reshape(spread, x.shape)
 

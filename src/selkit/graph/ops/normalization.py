@@ -51,14 +51,13 @@ class BatchNormalization(Affine):
         return (x * slope + (bias.reshape(shape) - mean.reshape(shape) * slope),)
 
     def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
-        """One factor and one summand for each channel."""
+        """One factor and one summand for each channel, which onnxruntime applies in one pass."""
         x, *parameters = inputs
         scale, bias, mean, var = (value.value.double() for value in parameters)
         factor = self.factor(scale, var)
-        shape = (-1, *(1,) * (x.ndim - 2))
-        return (
-            x * factor.to(tape.dtype).reshape(shape) + (bias - mean * factor).to(tape.dtype).reshape(shape),
-        )
+        numbers = (factor, bias - mean * factor, torch.zeros_like(factor), torch.ones_like(factor))
+        stored = [tape.stored(number.to(tape.dtype)) for number in numbers]
+        return (tape.op("BatchNormalization", x, *stored, shape=shapes[0], epsilon=0.0),)
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
         shape = (-1, *(1,) * (pull.x[0].ndim - 2))
