@@ -57,7 +57,8 @@ class Bands:
     def plus(self, other: Symbol | Bands) -> Bands:
         """The sum with a value, in the same parts."""
         other = Bands(self.tape, (other,)) if isinstance(other, Symbol) else other
-        if other.parts[0].shape[1] == 1 < sum(part.shape[1] for part in self.parts):  # the same everywhere
+        channels = [sum(part.shape[1] for part in value.parts) for value in (self, other)]
+        if channels[1] == 1 < channels[0]:  # the same everywhere
             return Bands(self.tape, tuple(part + other.parts[0] for part in self.parts))
         sums = [part + other.cut(*ends).whole() for part, ends in zip(self.parts, self.ends, strict=True)]
         return Bands(self.tape, tuple(sums))
@@ -136,7 +137,7 @@ def _elementwise(program: Program, step: Step) -> bool:
 def _width(program: Program, name: str, rows: int) -> int:
     shape = program.shapes[name]
     one = rows * math.prod(shape[2:]) * program.dtype.itemsize
-    return max(BYTES // one // LEAST, 1) * LEAST
+    return max(BYTES // max(one, 1) // LEAST, 1) * LEAST
 
 
 def narrow(tape: Tape, value: Symbol | None, index: int, band: tuple[int, int], step: Step) -> Symbol | None:
@@ -160,10 +161,13 @@ def late(nodes: Sequence[Written]) -> list[Written]:
     result: list[Written] = []
 
     def place(node: Written) -> None:
-        for value in node.inputs:
-            if value is not None and value.name in waiting:
-                place(waiting.pop(value.name))
-        result.append(node)
+        open_ = [node]
+        while open_:
+            name = next((v.name for v in open_[-1].inputs if v is not None and v.name in waiting), None)
+            if name is None:
+                result.append(open_.pop())
+            else:
+                open_.append(waiting.pop(name))
 
     for node in nodes:
         if node.op == "Add":

@@ -197,6 +197,8 @@ class _Writer:
         if source not in self._widths:
             return False
         if isinstance(step.operator, Conv):
+            if step.operator.group != 1 or step.live[:2] != (True, False):
+                return False
             size, width = self.program.shapes[source][1], self._widths[source]
             whole = grad.whole() if isinstance(grad, Bands) else grad
             pairs = [((a, min(a + width, size)), whole) for a in range(0, size, width)]
