@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from selkit.explain import Explainer, bands, rules
 from selkit.explain.assemble import _model, _node, _store, _stored_in, divide
 from selkit.explain.bands import Bands, late, plan, total
-from selkit.explain.build import _rows
+from selkit.explain.build import build
 from selkit.graph.model import Graph
 from selkit.graph.program import Program
 from selkit.graph.symbols import Symbol, Uses
@@ -225,13 +225,26 @@ def test_bands_hold_as_many_channels_as_fit(monkeypatch):
     assert planned(content, x) == (set(), [])
 
 
-def test_more_references_at_once_where_there_are_bands(cut):
+def test_more_references_at_once_where_there_are_bands_and_activations_are_stored(cut):
     _, content, x = exported("transition")
-    program = compiled(content, x)
-    counts = (1, 4, 7, 10, 12)
-    for width, expected in ((None, [1, 2, 1, 2, 2]), (4, [1, 4, 1, 5, 4])):
-        cut(width)
-        assert [_rows("auto", count, program) for count in counts] == expected
+
+    def rows(cache: bool | str) -> int:
+        package = build(
+            content,
+            x[:1].repeat(10, 1, 1, 1),
+            None,
+            0,
+            weights=None,
+            cache=cache,
+            chunk="auto",
+            threads=1,
+            key=None,
+        )
+        return next(array.shape[1] for name, array in package.arrays.items() if "reference" in name)
+
+    assert [rows(True), rows(False)] == [2, 2]
+    cut(4)
+    assert [rows(True), rows("auto"), rows(False)] == [5, 5, 2]
 
 
 def run(tape: Tape, end: Symbol, feeds: dict[str, np.ndarray]) -> np.ndarray:

@@ -182,7 +182,7 @@ def test_a_sample_opens_and_closes_with_the_keyboard(browser, tmp_path):
             "#cards > .card:nth-child(5) img.image"
         ).get_attribute("alt")
         page.keyboard.press("Escape")
-        assert not page.locator("#opened").is_visible()
+        page.locator("#opened").wait_for(state="hidden")
         wait_for_focus(page, "s4")
 
 
@@ -251,7 +251,7 @@ def test_opened_samples_are_left_through_with_the_arrows(browser, tmp_path):
         assert title.inner_text() == "s3: rejected"
         assert page.locator("[data-go='1']").is_disabled()
         page.click("[data-go=close]")
-        assert not page.locator("#opened").is_visible()
+        page.locator("#opened").wait_for(state="hidden")
         wait_for_focus(page, "s3")
 
 
@@ -265,7 +265,7 @@ def test_attributions_are_shown_on_request_and_beside_an_opened_image(browser, t
         page.locator("#cards .open").first.click()
         assert page.locator("#opened img.image").is_visible()
         assert page.locator("#opened img.attribution").is_visible()
-        assert page.evaluate("document.querySelector('#opened img.attribution').naturalWidth") == 16
+        page.wait_for_function("document.querySelector('#opened img.attribution').naturalWidth === 16")
 
 
 def test_every_control_and_picture_has_a_name(browser, tmp_path):

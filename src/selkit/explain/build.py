@@ -51,19 +51,24 @@ def build(
     graph = Graph.load(model)
     spec = input_of(graph)
     dtype = spec.dtype or torch.float32
+    if chunk != "auto":
+        check_count(chunk, "chunk")
     given = read_references(references, spec.shape, str(dtype).removeprefix("torch."), key=key)
     share = _weights(weights, len(given))
     name = _output_of(graph, output)
     _check_names(spec.name, name)
     program = _program(graph, spec, name, given.shape[1:], dtype)
     chosen = check_target(target, program.shapes[name][1])
-    rows = _rows(chunk, len(given), program)
+    together = len(given) > 1 and chunk != 1 and rowwise(program)
+    banded = together and bool(bands.plan(program, chained(program.steps), bands.ROWS))
+    rows = _rows(chunk, len(given), ROWS if cache is False or not banded else bands.ROWS) if together else 1
     opset = graph.opset.get("", 0)
     parts = divide(write(program, rows, opset, ahead=cache is not False), cache=True)
     stored = _size(parts, len(given))
     kept = stored <= min(MOST_STORED, _free() // 8) if cache == "auto" else bool(cache)
     if not kept and cache == "auto":
         del parts  # rules with more work for the references alone pay only where that is stored
+        rows = _rows(chunk, len(given), ROWS) if together else 1  # the activations of as many are held
         parts = divide(write(program, rows, opset, ahead=False), cache=False)
     elif not kept:
         parts = divide(parts.recipe, cache=False)
@@ -153,16 +158,11 @@ def _weights(weights: object, count: int) -> NDArray[np.float64]:
     return np.asarray(given / given.sum())
 
 
-def _rows(chunk: int | Literal["auto"], count: int, program: Program) -> int:
+def _rows(chunk: int | Literal["auto"], count: int, most: int) -> int:
     """How many references at once; by default so that no chunk has to be filled up."""
-    if chunk != "auto":
-        check_count(chunk, "chunk")
-    most = bands.ROWS if bands.plan(program, chained(program.steps), bands.ROWS) else ROWS
-    whole = next(rows for rows in range(most, 0, -1) if count % rows == 0)
-    wanted = whole if chunk == "auto" else min(chunk, count)
-    if wanted == 1 or not rowwise(program):
-        return 1
-    return -(-count // -(-count // wanted))
+    if chunk == "auto":
+        return next(rows for rows in range(most, 0, -1) if count % rows == 0)
+    return -(-count // -(-count // min(chunk, count)))
 
 
 def _size(parts: Parts, count: int) -> int:
