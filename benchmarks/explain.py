@@ -213,7 +213,8 @@ def of_networks(rows: Found) -> list[str]:
         "Python and packages included. The floor is one onnxruntime forward of the image and one of the "
         "references. shap and captum get rewritten networks, without which they raise (modules used once, "
         "nothing in place, SiLU registered); selkit gets the file as torch exports it. Shown for shap "
-        "too: the same with an allocator that asks for large pages and keeps them.",
+        "too: the same with an allocator that asks for large pages and keeps them. What is in one row was "
+        "measured in one run; rows may come from several.",
         "",
         "| | selkit s | floor s | shap s | shap, large pages s | captum s | selkit / floor "
         "| shap / selkit | captum / selkit |",

@@ -71,10 +71,17 @@ def total(parts: Sequence[Symbol | Bands]) -> Symbol | Bands | None:
         return None
     found, *others = ordered
     for other in others:
-        if isinstance(found, Symbol) and isinstance(other, Symbol):
-            found = found + other
-        elif isinstance(found, Bands):
-            found = found.plus(other)
+        found = found.plus(other) if isinstance(found, Bands) else found + other
+    return found
+
+
+def readers(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, list[Step]]:
+    """Who reads a value; nobody for an output, which is read elsewhere too."""
+    found: dict[str, list[Step]] = {}
+    for step in steps:
+        for name in step.inputs:
+            if name not in outputs:
+                found.setdefault(name, []).append(step)
     return found
 
 
@@ -84,17 +91,14 @@ def plan(program: Program, steps: Sequence[Step], rows: int) -> dict[str, int]:
     They are what a convolution reads, back over elementwise steps to a Concat that is part of a chain.
     """
     maker = {step.outputs[0]: step for step in steps}
-    read: dict[str, int] = dict.fromkeys(program.outputs, 2)
-    for step in steps:
-        for name in step.inputs:
-            read[name] = read.get(name, 0) + 1
+    readers_of = readers(steps, program.outputs)
     chained = _chained(steps, maker, program)
     found: dict[str, int] = {}
     for step in steps:
         if not isinstance(step.operator, Conv) or step.operator.group != 1 or step.live[:2] != (True, False):
             continue
         path, name = [], step.inputs[0]
-        while name in maker and name not in chained and read[name] == 1:
+        while name in maker and name not in chained and len(readers_of.get(name, [])) == 1:
             if not _elementwise(program, maker[name]):
                 break
             path.append(name)
@@ -142,11 +146,13 @@ def _width(program: Program, name: str, rows: int) -> int:
 
 def narrow(tape: Tape, value: Symbol | None, index: int, band: tuple[int, int], step: Step) -> Symbol | None:
     """What a step's input is for a band of its first one's channels."""
-    if value is None or (value.value is None and step.live[index]):
-        return None if value is None else tape.slice(value, 1, *band)
-    if isinstance(step.operator, Conv) and index == 1 and value.value is not None:
+    if value is None:
+        return None
+    if value.value is None:
+        return tape.slice(value, 1, *band)
+    if isinstance(step.operator, Conv) and index == 1:
         return tape.stored(value.value[:, slice(*band)])
-    if isinstance(step.operator, BatchNormalization) and value.value is not None:
+    if isinstance(step.operator, BatchNormalization):
         return tape.stored(value.value[slice(*band)])
     return value
 

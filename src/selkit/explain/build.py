@@ -59,19 +59,16 @@ def build(
     _check_names(spec.name, name)
     program = _program(graph, spec, name, given.shape[1:], dtype)
     chosen = check_target(target, program.shapes[name][1])
-    together = len(given) > 1 and chunk != 1 and rowwise(program)
-    banded = together and bool(bands.plan(program, chained(program.steps), bands.ROWS))
-    rows = _rows(chunk, len(given), ROWS if cache is False or not banded else bands.ROWS) if together else 1
-    opset = graph.opset.get("", 0)
-    parts = divide(write(program, rows, opset, ahead=cache is not False), cache=True)
-    stored = _size(parts, len(given))
-    kept = stored <= min(MOST_STORED, _free() // 8) if cache == "auto" else bool(cache)
-    if not kept and cache == "auto":
+    few, more = (_rows(chunk, len(given), most) for most in (ROWS, bands.ROWS))
+    if more > 1 and not rowwise(program):
+        few = more = 1
+    banded = bool(bands.plan(program, chained(program.steps), more))
+    opset, kept = graph.opset.get("", 0), bool(cache)
+    parts = divide(write(program, more if kept and banded else few, opset, ahead=kept), cache=kept)
+    if cache == "auto" and _size(parts, len(given)) > min(MOST_STORED, _free() // 8):
+        kept = False
         del parts  # rules with more work for the references alone pay only where that is stored
-        rows = _rows(chunk, len(given), ROWS) if together else 1  # the activations of as many are held
-        parts = divide(write(program, rows, opset, ahead=False), cache=False)
-    elif not kept:
-        parts = divide(parts.recipe, cache=False)
+        parts = divide(write(program, few, opset, ahead=False), cache=False)  # few, for all of them is held
     made = Assembler(parts)
     _set_units(made, given, threads)
     scanned, outputs = _references(made, given, share, threads)

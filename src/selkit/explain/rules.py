@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selkit.errors import UnsupportedModelError, UnsupportedNode
-from selkit.explain.bands import Bands, narrow, plan, total
+from selkit.explain.bands import Bands, narrow, plan, readers, total
 from selkit.graph.ops import BatchNormalization, Concat, Conv, MaxPool, Relu
 from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute
 from selkit.graph.program import Program, Step
@@ -124,15 +124,15 @@ class _Writer:
 
     def _problem(self, step: Step, reason: object) -> None:
         shapes = ", ".join(str(self.program.shapes[n]) for n in step.inputs if n)
-        self.problems.append(
-            UnsupportedNode(
-                step.name,
-                type(step.operator).__name__,
-                "",
-                self.opset,
-                f"{reason} (its inputs have the shapes {shapes})",
-            )
+        problem = UnsupportedNode(
+            step.name,
+            type(step.operator).__name__,
+            "",
+            self.opset,
+            f"{reason} (its inputs have the shapes {shapes})",
         )
+        if problem not in self.problems:  # of several bands, only once
+            self.problems.append(problem)
 
     def forward(self, step: Step) -> None:
         """Write a step at the sample and at the references."""
@@ -167,15 +167,11 @@ class _Writer:
 
     def back(self, step: Step) -> None:
         """Write the multipliers of a step's inputs."""
-        if step.outputs[0] in self._widths or step.inputs[0] in self._widths:
-            first = total(self.grads.pop(step.outputs[0], []))
-            if first is not None and self._in_bands(step, first):
-                return
-            self.grads[step.outputs[0]] = [] if first is None else [first]
-        grads = [self.total(name) if name else None for name in step.outputs]
-        if all(grad is None for grad in grads):
+        grads = [total(self.grads.pop(name, [])) if name else None for name in step.outputs]
+        if all(grad is None for grad in grads) or (grads[0] is not None and self._in_bands(step, grads[0])):
             return
-        kept = [grad for grad, n in zip(grads, step.outputs, strict=True) if n]
+        named = [grad for grad, name in zip(grads, step.outputs, strict=True) if name]
+        kept = [grad.whole() if isinstance(grad, Bands) else grad for grad in named]
         for name, result in zip(self._sources(step), self._pulled(step, kept), strict=False):
             if result is not None:
                 self.grads.setdefault(name, []).append(result)
@@ -243,24 +239,14 @@ class _Writer:
         return tuple(v if alive else None for v, alive in zip(results, step.live, strict=False))
 
 
-def _readers(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, list[Step]]:
-    """Who reads a value; nobody for an output, which is read elsewhere too."""
-    readers: dict[str, list[Step]] = {}
-    for step in steps:
-        for name in step.inputs:
-            if name not in outputs:
-                readers.setdefault(name, []).append(step)
-    return readers
-
-
 def _absorbed(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, str]:
     """Outputs of Relu that only a MaxPool reads, with what the Relu reads: both are one rule."""
-    readers = _readers(steps, outputs)
+    readers_of = readers(steps, outputs)
     return {
         step.outputs[0]: step.inputs[0]
         for step in steps
         if isinstance(step.operator, Relu)
-        and [type(reader.operator) for reader in readers.get(step.outputs[0], [])] == [MaxPool]
+        and [type(reader.operator) for reader in readers_of.get(step.outputs[0], [])] == [MaxPool]
     }
 
 
@@ -270,13 +256,13 @@ def _passed(steps: Sequence[Step], outputs: Sequence[str]) -> dict[str, str]:
     A factor for each channel may be applied before or after a Relu's multiplier, and costs nothing in the
     convolution's weights.
     """
-    readers = _readers(steps, outputs)
+    readers_of = readers(steps, outputs)
     found = {}
     for step in steps:
         if isinstance(step.operator, BatchNormalization):
             made = step.outputs[0]
             for kind in (Relu, Conv):
-                after = readers.get(made, [])
+                after = readers_of.get(made, [])
                 if len(after) != 1 or not isinstance(after[0].operator, kind):
                     break
                 if kind is Conv and after[0].live[:2] == (True, False):

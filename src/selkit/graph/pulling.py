@@ -313,7 +313,7 @@ class Pull:
         y, yr, grad = (tape.reshape(value, (1, count)) for value in (y, yr, self.full))
         to = where(y > yr, place, place_r)
         change = tape.reshape(x - r, (1, size))
-        chosen = tape.op("GatherElements", *tape.level(change, to), shape=(1, count), axis=1)
+        chosen = tape.op("GatherElements", change, to, shape=(1, count), axis=1)
         moved = (y - yr).abs() / chosen.abs().maximum(self.least) * grad
         zeros = tape.op("Expand", tape.lift(0.0), tape.lift((tape.rows, size)), shape=(1, size))
         spread = tape.op("ScatterElements", zeros, to, moved, shape=(1, size), axis=1, reduction="add")
