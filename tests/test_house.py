@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-MOST_LINES = 300
+MOST_LINES = 340
 MOST_FUNCTION_LINES = 60
 LONG: dict[str, str] = {}  # longer ones, each with its reason
 
@@ -32,9 +32,9 @@ def code_lines(text: str) -> int:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
         # A string that stands alone is documentation: a docstring, or that of an attribute.
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                lines.difference_update(range(node.lineno, node.end_lineno + 1))
+        text_alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if text_alone and isinstance(node.value.value, str):
+            lines.difference_update(range(node.lineno, node.end_lineno + 1))
     return len(lines)
 
 

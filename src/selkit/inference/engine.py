@@ -249,7 +249,7 @@ class Engine:
             self.windows += len(now)
             ends = torch.tensor(now, dtype=torch.float64, device=self.line.a.device)
             bands = self.smooth.bound(self.line, ends)
-            known = self.event.settle_bands(bands, ends, 1e-12)
+            known = self.event.settle_bands(bands, ends, self.event.rounding)
             search.record(known)
             rest = complement(union(known.included, known.excluded), now)
             wide = rest[:, 1] - rest[:, 0] > 1e-10

@@ -36,6 +36,11 @@ class Settled:
 class Event(ABC):
     """A set of z, told from values of a program along the line."""
 
+    @property
+    def rounding(self) -> float:
+        """Largest error of the values in double precision that the event allows for; below any tie."""
+        return 1e-12
+
     @abstractmethod
     def settle(self, trace: Trace, tolerance: float = 0.0) -> Settled:
         """Return where the event holds on a trace whose values are right up to ``tolerance``."""
@@ -53,6 +58,9 @@ class Event(ABC):
 class SignEvent(Event):
     """All margins have the signs that were observed: an element is in the region where it is positive.
 
+    A tie is not positive. A map may be flat at its threshold over whole stretches of the line, where rounding
+    must not decide: margins up to ``tie`` are ties.
+
     Attributes
     ----------
     value
@@ -61,15 +69,27 @@ class SignEvent(Event):
         Which elements matter (those that the mask leaves), int64, flat.
     positive
         Whether each of them was observed above zero, boolean.
+    tie
+        Up to which a margin is not positive; a number, or one for each of them.
+    advice
+        What to do where the observed signs hold by rounding alone.
     """
 
     value: str
     index: Tensor
     positive: Tensor
+    tie: float | Tensor = 0.0
+    advice: str = ""
+
+    @property
+    def rounding(self) -> float:
+        """A hundredth of a tie."""
+        least = self.tie if isinstance(self.tie, float) else float(self.tie.min())
+        return min(1e-12, least / 100)
 
     def signed(self, trace: Trace) -> Tensor:
         """Margins times their observed signs, of shape (K, elements): the event holds where all are >= 0."""
-        margin = self._chosen(trace.values[self.value])
+        margin = self._chosen(trace.values[self.value]) - self.tie
         return torch.where(self.positive, margin, -margin)
 
     def settle(self, trace: Trace, tolerance: float = 0.0) -> Settled:
@@ -107,7 +127,7 @@ class SignEvent(Event):
         interval.
         """
         band = bands[self.value]
-        left, right = self._oriented(band.left), self._oriented(band.right)
+        left, right = self._oriented(band.left, self.tie), self._oriented(band.right, self.tie)
         # Rounding of the bounds themselves is far below a thousandth of their width.
         radius = self._chosen(band.radius).to(torch.float64) * 1.001 + tolerance
         offset = self._oriented(band.offset)
@@ -127,7 +147,7 @@ class SignEvent(Event):
     def slack(self, bands: Mapping[str, Band], tolerance: float = 0.0) -> NDArray[np.float64]:
         """How many times wider the bounds could be and still exclude each window; 0 if nothing is wrong."""
         band = bands[self.value]
-        wrong = -torch.maximum(self._oriented(band.left), self._oriented(band.right))
+        wrong = -torch.maximum(self._oriented(band.left, self.tie), self._oriented(band.right, self.tie))
         reach = self._chosen(band.radius).to(torch.float64) + self._oriented(band.offset).abs() + tolerance
         ratio = (wrong / reach.clamp_min(torch.finfo(torch.float64).tiny)).amax(1).clamp_min(0.0)
         return np.asarray(ratio.cpu().numpy(), dtype=np.float64)
@@ -136,8 +156,8 @@ class SignEvent(Event):
         value = value.flatten(1)
         return value if value.shape[1] == len(self.index) else value.index_select(1, self.index)
 
-    def _oriented(self, value: Tensor) -> Tensor:
-        value = self._chosen(value).to(torch.float64)
+    def _oriented(self, value: Tensor, zero: float | Tensor = 0.0) -> Tensor:
+        value = self._chosen(value).to(torch.float64) - zero
         return torch.where(self.positive, value, -value)
 
     def _wrong(self, margin: Tensor, tolerance: float) -> Tensor:

@@ -90,7 +90,9 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         raise InvalidInputError(
             "the score map does not depend on the tested input; choose another output with o_idx"
         )
-    image, shape = dict.fromkeys(maps.observed.inputs, inputs.tested[None]), tuple(inputs.tested.shape)
+    x, shape = inputs.tested, tuple(inputs.tested.shape)
+    # The image turned round and doubled tells how large values are along the line.
+    image = dict.fromkeys(maps.observed.inputs, torch.stack([x, -x, 2 * x]))
     values = maps.observed.run(image)
     output, score = values[maps.output][0], values[maps.score][0]
     if not bool(torch.isfinite(score).all()):
@@ -99,8 +101,9 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
     rule = hypothesis.region
     if rule is not None:
         rule = rule.given({name: values[name][0].cpu().numpy() for name in rule.needs})
-    margin = maps.margins.run(image)[maps.margin][0] if rule is None else score
-    chosen = margin > 0 if rule is None else torch.as_tensor(rule.select(score.cpu().numpy()))
+    margin = maps.margins.run(image)[maps.margin] if rule is None else values[maps.raw]
+    tie: float | NDArray[np.float64] = maps.tie(values[maps.raw], margin)
+    chosen = torch.as_tensor(margin[0] > float(tie) if rule is None else rule.select(score.cpu().numpy()))
     roi = fit_to_input(chosen, shape).cpu().numpy()
     usable = read_mask(mask, roi.shape, shape)
     roi = roi & usable  # what is selected elsewhere stays in the condition
@@ -118,11 +121,14 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         name = rule.condition(builder, maps.margin, chosen.cpu().numpy())
         margins = require_bounded(builder.program.prune([name]))
         index = np.arange(int(np.prod(margins.shapes[name])))
-        positive = np.ones(len(index), dtype=bool)
+        tie = rule.ties(values[maps.score].nan_to_num(0.0, 0.0, 0.0).cpu().numpy(), len(index))
+        positive = margins.run(image)[name][0].cpu().numpy().reshape(-1) > tie
     event = SignEvent(
         name,
         torch.as_tensor(index, device=inputs.tested.device),
         torch.as_tensor(positive, device=inputs.tested.device),
+        tie if isinstance(tie, float) else torch.as_tensor(tie, device=inputs.tested.device),
+        "move the threshold a little" if rule is None else rule.advice,
     )
     shown = score if rule is None else torch.as_tensor(rule.shown(score.cpu().numpy()))
     return Selection(inputs, margins, event, output, shown, roi, usable)

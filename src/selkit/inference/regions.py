@@ -1,7 +1,10 @@
 """Rules other than a threshold by which a score map selects a region.
 
-Your own rule is a subclass of :class:`Region`: it says which pixels it selects, and which values are all
-positive exactly where it selects the same pixels again.
+Your own rule is a subclass of :class:`Region`: it says which pixels it selects, and which values keep their
+signs exactly where it selects the same pixels again.
+
+Scores may be equal over whole stretches of the line (classes behind a Relu), so that rounding must not decide
+whether they are: see :meth:`Region.ties`.
 """
 
 from __future__ import annotations
@@ -16,11 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from selkit.errors import InvalidInputError
+from selkit.inference.levels import TIE, tie
 from selkit.inference.postprocess import Builder
 
 
 class Region(ABC):
     """A rule that selects pixels of a score map."""
+
+    advice = "the region's condition holds on this image by rounding only; leave the image out"
+    """What to do about an image on which the region cannot be reproduced."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -52,7 +59,10 @@ class Region(ABC):
 
     @abstractmethod
     def condition(self, g: Builder, score: str, selected: NDArray[np.bool_]) -> str:
-        """Append values that are all positive exactly where ``selected`` is selected.
+        """Append values that keep their signs exactly where ``selected`` is selected.
+
+        What is positive on the observed map stays positive, and what is not does not become so. Values up to
+        those of :meth:`ties` are not positive.
 
         Parameters
         ----------
@@ -69,10 +79,27 @@ class Region(ABC):
             Name of the values, of any shape.
         """
 
+    def ties(self, score: NDArray[Any], count: int) -> float | NDArray[np.float64]:
+        """Up to which the values of :meth:`condition` are not positive.
+
+        Parameters
+        ----------
+        score
+            The observed map, and others of the same size, stacked on a leading axis.
+        count
+            How many values there are.
+
+        Returns
+        -------
+        float or ndarray
+            One number, or one for each value; by default a share of 1e-10 of the map's largest score.
+        """
+        return tie(score)
+
 
 @dataclass(frozen=True)
 class ArgMax(Region):
-    """The pixels at which one class has the largest score of all classes.
+    """The pixels at which one class has the largest score of all classes, and no other class has it too.
 
     Attributes
     ----------
@@ -87,6 +114,7 @@ class ArgMax(Region):
     """
 
     index: int
+    advice = "the class leads by rounding alone at some pixel; leave the image out, or test another class"
 
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
         """Return where the class wins."""
@@ -96,15 +124,15 @@ class ArgMax(Region):
                 f"along its second axis, and more than {self.index}"
             )
         others = np.delete(score, self.index, axis=1)
-        return np.asarray(score[:, self.index : self.index + 1] > others.max(1, keepdims=True))
+        lead = score[:, self.index : self.index + 1] - others.max(1, keepdims=True)
+        return np.asarray(lead > tie(score))
 
     def condition(self, g: Builder, score: str, selected: NDArray[np.bool_]) -> str:
-        """The lead of the class where it wins, and its lag elsewhere."""
+        """The lead of the class."""
         count = g.shape(score)[1]
         mine = g.add("Gather", score, torch.tensor([self.index]), axis=1)
         rest = g.add("Gather", score, torch.tensor([i for i in range(count) if i != self.index]), axis=1)
-        lead = g.add("Sub", mine, g.add("ReduceMax", rest, torch.tensor([1]), keepdims=1))
-        return g.add("Mul", lead, g.constant(np.where(selected, 1.0, -1.0)))
+        return g.add("Sub", mine, g.add("ReduceMax", rest, torch.tensor([1]), keepdims=1))
 
 
 @dataclass(frozen=True)
@@ -124,6 +152,7 @@ class TopK(Region):
     """
 
     k: int
+    advice = "the scores on both sides of k differ by rounding alone; choose another k"
 
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
         """Return the pixels with the largest scores."""
@@ -131,11 +160,14 @@ class TopK(Region):
             raise InvalidInputError(
                 f"k is {self.k}; the score map of shape {score.shape} needs 0 < k < {score.size}"
             )
-        flat = score.reshape(-1)
-        chosen = np.zeros(flat.size, dtype=bool)
-        chosen[np.argsort(-flat, kind="stable")[: self.k]] = True
-        if flat[chosen].min() == flat[~chosen].max():
-            raise InvalidInputError(f"k is {self.k}, but several scores are equal there; choose another k")
+        order = np.argsort(-score.reshape(-1), kind="stable")
+        chosen = np.zeros(score.size, dtype=bool)
+        chosen[order[: self.k]] = True
+        drops = -np.diff(score.reshape(-1)[order]) > tie(score)
+        if not drops[self.k - 1]:
+            raise InvalidInputError(
+                f"k is {self.k}, but several scores are equal there; {_clear(drops, self.k)}"
+            )
         return chosen.reshape(score.shape)
 
     def condition(self, g: Builder, score: str, selected: NDArray[np.bool_]) -> str:
@@ -144,6 +176,15 @@ class TopK(Region):
         inside, outside = (torch.as_tensor(np.flatnonzero(part)) for part in (selected, ~selected))
         best = g.add("ReduceMax", g.add("Gather", flat, outside, axis=0), keepdims=1)
         return g.add("Sub", g.add("Gather", flat, inside, axis=0), best)
+
+
+def _clear(drops: NDArray[np.bool_], k: int) -> str:
+    """Which numbers of pixels are told apart, next to ``k``."""
+    possible = np.flatnonzero(drops) + 1
+    if not len(possible):
+        return "all scores are equal, so no k selects a region"
+    near = [str(int(place)) for place in (*possible[possible < k][-1:], *possible[possible > k][:1])]
+    return f"choose k={' or k='.join(near)}"
 
 
 @dataclass(frozen=True)
@@ -186,7 +227,10 @@ class PredictedClass(Region):
                 "least two classes"
             )
         rule = self.rule.given(values) if isinstance(self.rule, Region) else float(self.rule)
-        return _ClassMap(self.logits, rule, int(logits.argmax()), logits.shape[1])
+        # The first of equal classes is predicted, as argmax says; rounding does not decide.
+        first = int(np.flatnonzero(logits[0] >= logits.max() - tie(logits))[0])
+        size = float(np.abs(logits).max()) or 1.0
+        return _ClassMap(self.logits, rule, first, logits.shape[1], size)
 
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
         """Not known before the class is: see :meth:`given`."""
@@ -205,6 +249,13 @@ class _ClassMap(Region):
     rule: float | Region
     index: int
     classes: int
+    size: float
+    """The largest of the logits, without signs; 1 where all are zero."""
+
+    advice = (
+        "the score lies on the threshold, or the predicted class leads, by rounding alone; move the threshold "
+        "a little, or leave the image out"
+    )
 
     def shown(self, score: NDArray[Any]) -> NDArray[Any]:
         """The map of the class."""
@@ -218,7 +269,9 @@ class _ClassMap(Region):
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
         """What the rule selects of the class's map."""
         mine = self.shown(score)
-        return self.rule.select(mine) if isinstance(self.rule, Region) else np.asarray(mine > self.rule)
+        if isinstance(self.rule, Region):
+            return self.rule.select(mine)
+        return np.asarray(mine - self.rule > tie(score))
 
     def condition(self, g: Builder, score: str, selected: NDArray[np.bool_]) -> str:
         """The rule's condition on the class's map, and the class's lead over the others."""
@@ -226,10 +279,27 @@ class _ClassMap(Region):
         if isinstance(self.rule, Region):
             pixels = self.rule.condition(g, mine, selected)
         else:
-            sign = np.where(selected, 1.0, -1.0).reshape(g.shape(mine))
-            pixels = g.add("Mul", g.add("Sub", mine, g.constant(self.rule)), g.constant(sign))
-        others = torch.tensor([place for place in range(self.classes) if place != self.index])
-        rest = g.add("ReduceMax", g.add("Gather", self.logits, others, axis=1), torch.tensor([1]), keepdims=1)
-        lead = g.add("Sub", g.add("Gather", self.logits, torch.tensor([self.index]), axis=1), rest)
-        flat = [g.add("Reshape", value, torch.tensor([-1])) for value in (pixels, lead)]
-        return g.add("Concat", *flat, axis=0)
+            pixels = g.add("Sub", mine, g.constant(self.rule))
+        parts = [pixels, *self._leads(g)]
+        return g.add("Concat", *(g.add("Reshape", part, torch.tensor([-1])) for part in parts), axis=0)
+
+    def _leads(self, g: Builder) -> list[str]:
+        """The lead over the classes before it, positive, and that of those behind it, not positive."""
+        mine = g.add("Gather", self.logits, torch.tensor([self.index]), axis=1)
+        before, behind = range(self.index), range(self.index + 1, self.classes)
+        leads = []
+        for others in (before, behind):
+            if others:
+                rest = g.add("Gather", self.logits, torch.tensor(list(others)), axis=1)
+                best = g.add("ReduceMax", rest, torch.tensor([1]), keepdims=1)
+                leads.append(g.add("Sub", *((mine, best) if others is before else (best, mine))))
+        return leads
+
+    def ties(self, score: NDArray[Any], count: int) -> NDArray[np.float64]:
+        """Those of the map, and those of the logits."""
+        leads = int(self.index > 0) + int(self.index < self.classes - 1)
+        ties = np.full(count, tie(score))
+        if isinstance(self.rule, Region):
+            ties[:-leads] = self.rule.ties(score, count - leads)
+        ties[-leads:] = TIE * self.size
+        return ties

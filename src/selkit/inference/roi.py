@@ -352,15 +352,15 @@ class RoiTest:
         """Compile the model for this shape; kept for the next image of the same shape."""
         key = (shape, tuple((name, value.cpu().numpy().tobytes()) for name, value in others.items()))
         if self._compiled is None or self._compiled[0] != key:
-            output = self.graph.outputs[self.hypothesis.o_idx].name
+            output = self.graph.outputs[self.hypothesis.o_idx]
             needs = () if self.hypothesis.region is None else self.hypothesis.region.needs
             program = self.graph.compile(
                 {self.tested_name: shape},
-                [output, *needs],
+                [output.name, *needs],
                 constants=others,
                 device=self.device,
                 seed=self.seed,
                 decompose=True,
             )
-            self._compiled = (key, build_score_map(program, self.hypothesis, self.tested_name))
+            self._compiled = (key, build_score_map(program, self.hypothesis, self.tested_name, output.dtype))
         return self._compiled[1]

@@ -3,21 +3,23 @@
 A margin is positive where a pixel belongs to the region. It is chosen piecewise linear wherever that is
 possible: a threshold on a sigmoid is a threshold on its argument, and a threshold on a map scaled by its
 minimum and maximum is one on a combination of the three. What stays smooth is bounded, not followed.
+
+A score that equals the threshold is not above it. Where a map is flat it may do so all along the line, so
+"equal" must not depend on rounding: within :data:`TIE` of the map's largest value, everywhere.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError, NotAvailableError
-from selkit.graph.ops.base import Kind, Smooth
-from selkit.graph.program import Program, Step
+from selkit.graph.ops.base import Kind
+from selkit.graph.program import Program
 from selkit.inference.hypotheses import Hypothesis
+from selkit.inference.levels import TIE, Level, undo
 from selkit.inference.postprocess import Builder
 
 FOLLOWED = (Kind.AFFINE, Kind.PIECEWISE_LINEAR, Kind.MAXIMUM)
@@ -25,9 +27,6 @@ FOLLOWED = (Kind.AFFINE, Kind.PIECEWISE_LINEAR, Kind.MAXIMUM)
 
 BOUNDED = (*FOLLOWED, Kind.SMOOTH, Kind.PRODUCT)
 """Kinds of steps that can at least be bounded on a window."""
-
-MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Identity")
-"""Operators that commute with any elementwise function."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +41,10 @@ class ScoreMap:
         Outputs the margins (name in ``margin``); with a rule for the region, the score map before it.
     output, score, margin
         Names of values.
+    raw
+        Name of the score map before it is scaled.
+    level
+        What the margin's value is compared with.
     """
 
     observed: Program
@@ -49,9 +52,24 @@ class ScoreMap:
     output: str
     score: str
     margin: str
+    raw: str
+    level: float = 0.0
+
+    def tie(self, raw: Tensor, margin: Tensor) -> float:
+        """Up to which a margin is a tie: the score equals the threshold.
+
+        Parameters
+        ----------
+        raw, margin
+            The values of these names on an image, and on others of the same size.
+        """
+        largest = [float(value.nan_to_num(0.0, 0.0, 0.0).abs().max()) for value in (raw, margin)]
+        return TIE * max(*largest, abs(self.level))
 
 
-def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMap:
+def build_score_map(
+    program: Program, hypothesis: Hypothesis, x: str, dtype: torch.dtype | None = None
+) -> ScoreMap:
     """Append post-processing and threshold to a compiled model.
 
     Parameters
@@ -63,6 +81,8 @@ def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMa
         Says how the score map comes out of it.
     x
         Name of the tested input.
+    dtype
+        Of the output outside selkit: thresholds are compared as in it.
 
     Raises
     ------
@@ -78,16 +98,20 @@ def build_score_map(program: Program, hypothesis: Hypothesis, x: str) -> ScoreMa
     if hypothesis.region is not None:
         needs = hypothesis.region.needs
         observed = builder.program.prune([output, score, *needs])
-        return ScoreMap(observed, builder.program.prune([score, *needs]), output, score, score)
-    margins, logits, threshold = _undo(builder.program.prune([score]), score, hypothesis)
-    builder = Builder(margins)
-    if hypothesis.use_norm:
-        margin = _normalized_margin(builder, logits, threshold)
+        return ScoreMap(observed, builder.program.prune([score, *needs]), output, score, score, score)
+    threshold, raw = float(hypothesis.threshold or 0.0), score
+    if hypothesis.use_norm:  # scaling does not commute with functions at the end of the map
+        found = Level(builder.program.prune([score]), score, 0.0)
+        builder = Builder(found.program)
+        margin = _normalized_margin(builder, score, threshold)
         observed, score = _normalized_score(observed, score)
     else:
-        margin = builder.add("Sub", logits, builder.constant(threshold))
+        found = undo(builder.program.prune([score]), score, threshold, dtype)
+        builder = Builder(found.program)
+        level = builder.constant(found.level)
+        margin = builder.add("Sub", *((found.value, level) if found.above else (level, found.value)))
     margins = require_bounded(builder.program.prune([margin]))
-    return ScoreMap(observed.prune([output, score]), margins, output, score, margin)
+    return ScoreMap(observed.prune([output, score, raw]), margins, output, score, margin, raw, found.level)
 
 
 def _normalized_margin(g: Builder, score: str, threshold: float) -> str:
@@ -106,39 +130,6 @@ def _normalized_score(program: Program, score: str) -> tuple[Program, str]:
     low, high = g.add("ReduceMin", score, keepdims=1), g.add("ReduceMax", score, keepdims=1)
     name = g.add("Div", g.add("Sub", score, low), g.add("Sub", high, low))
     return g.program, name
-
-
-def _undo(program: Program, score: str, hypothesis: Hypothesis) -> tuple[Program, str, float]:
-    """Take increasing smooth functions off the end of a program, and move the threshold instead."""
-    threshold = float(hypothesis.threshold or 0.0)
-    if hypothesis.use_norm:
-        return program, score, threshold  # scaling does not commute with them
-    steps = {name: step for step in program.steps for name in step.outputs}
-    current = score
-    undone: list[Step] = []
-    while (step := steps.get(current)) is not None:
-        live = [name for name, alive in zip(step.inputs, step.live, strict=True) if alive]
-        if isinstance(step.operator, Smooth) and step.operator.monotone and not undone:
-            inverse = step.operator.inverse(torch.tensor(threshold, dtype=torch.float64))
-            threshold = float(inverse)
-            undone.append(step)
-        elif not (type(step.operator).__name__ in MOVES and len(live) == 1):
-            break
-        current = live[0]
-    if not undone:
-        return program, score, threshold
-    if not math.isfinite(threshold):
-        raise InvalidInputError(
-            f"threshold is {hypothesis.threshold}, which {type(undone[0].operator).__name__} never reaches"
-        )
-    bypassed = {undone[0].outputs[0]: undone[0].inputs[0]}
-    kept = tuple(_rewire(step, bypassed) for step in program.steps if step is not undone[0])
-    score = bypassed.get(score, score)
-    return dataclasses.replace(program, steps=kept).prune([score]), score, threshold
-
-
-def _rewire(step: Step, names: dict[str, str]) -> Step:
-    return dataclasses.replace(step, inputs=tuple(names.get(name, name) for name in step.inputs))
 
 
 def is_piecewise_linear(program: Program) -> bool:

@@ -80,7 +80,7 @@ def check_region(
         )
     exact, windows = _search(selection, seen, search, options.goal)
     if around(search.included, seen.stat) is None:
-        _explain(search, seen.stat)
+        _explain(search, seen.stat, selection.event.advice)
     lower, upper = search.bounds()
     compared = seen.contrast.compared
     return RoiResult(
@@ -138,7 +138,7 @@ def _accepted_score(event: AcceptanceEvent, selection: Selection) -> float:
     return value
 
 
-def _explain(search: Search, stat: float) -> None:
+def _explain(search: Search, stat: float, advice: str) -> None:
     """Say which event the observation itself does not reproduce."""
     if isinstance(search, AcceptedSearch) and around(search.region.included, stat) is not None:
         raise InvalidInputError(
@@ -146,6 +146,5 @@ def _explain(search: Search, stat: float) -> None:
             "acceptance cannot be reproduced; move the threshold a little"
         )
     raise InvalidInputError(
-        "the observed region lies on the threshold to within rounding, so it cannot be reproduced; "
-        "move the threshold a little"
+        f"the observed region is selected by rounding alone, so it cannot be reproduced: {advice}"
     )

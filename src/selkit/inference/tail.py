@@ -100,6 +100,11 @@ class TailEvent(Event):
     event: Event
     tail: Program
 
+    @property
+    def rounding(self) -> float:
+        """That of the event behind the tail."""
+        return self.event.rounding
+
     def settle_bands(self, bands: Mapping[str, Band], windows: Tensor, tolerance: float = 0.0) -> Settled:
         """Carry the bounds on through the tail."""
         return self.event.settle_bands(self._carry(bands, tolerance), windows)

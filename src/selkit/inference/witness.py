@@ -89,10 +89,12 @@ class Witnesses:
             int(self.event.index[element]), (math.prod(self.shape[:2]), *self.shape[2:])
         )
         patch = tuple((int(at), int(at) + 1) for at in pixel)
+        tie = self.event.tie
         event = SignEvent(
             self.event.value,
             torch.tensor([int(channel)], device=self.line.a.device),
             self.event.positive[element : element + 1],
+            tie if isinstance(tie, float) else tie[element : element + 1],
         )
         known = []
         for trace in self._follower(patch).follow(

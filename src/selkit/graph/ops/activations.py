@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,12 @@ from selkit.graph.ops.base import (
 )
 
 
+def _unclamped(level: float, above: bool, low: float, high: float) -> tuple[float, bool] | None:
+    """The level itself, if ``min(max(x, low), high)`` is on its side exactly where ``x`` is."""
+    inside = low <= level < high if above else low < level <= high
+    return (level, above) if inside else None
+
+
 @register("Relu", since=(6, 13, 14))
 @dataclass(frozen=True)
 class Relu(PiecewiseLinear):
@@ -32,6 +39,10 @@ class Relu(PiecewiseLinear):
 
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         return (0.0,)
+
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """``relu(x) > t`` where ``x > t``, for ``t >= 0``."""
+        return _unclamped(level, above, 0.0, math.inf)
 
 
 @register("LeakyRelu", since=(6, 16))
@@ -46,6 +57,12 @@ class LeakyRelu(PiecewiseLinear):
 
     def knots(self, *inputs: Input) -> tuple[Tensor | float, ...]:
         return (0.0,)
+
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """Its inverse, where it increases."""
+        if self.alpha <= 0:
+            return None
+        return (level if level >= 0 else level / self.alpha), above
 
 
 @register("PRelu", since=(6, 7, 9, 16))
@@ -140,6 +157,15 @@ class Clip(PiecewiseLinear, Composite):
             low = torch.minimum(low, high)  # crossed limits leave one value everywhere
         return tuple(limit for limit in (low, high) if limit is not None)
 
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """``clip(x) > t`` where ``x > t``, for ``min <= t < max``."""
+        limits = [self.min, self.max]
+        for place, value in enumerate(inputs[1:]):
+            if value is not None:
+                limits[place] = float(value)
+        low, high = limits
+        return _unclamped(level, above, -math.inf if low is None else low, math.inf if high is None else high)
+
 
 @register("HardSigmoid", since=(6, 22))
 @dataclass(frozen=True)
@@ -156,6 +182,13 @@ class HardSigmoid(PiecewiseLinear):
         if self.alpha == 0:
             return ()
         return tuple(sorted((-self.beta / self.alpha, (1 - self.beta) / self.alpha)))
+
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """That of the line between its knots."""
+        inner = _unclamped(level, above, 0.0, 1.0)
+        if inner is None or self.alpha == 0:
+            return None
+        return (level - self.beta) / self.alpha, above == (self.alpha > 0)
 
 
 @register("ThresholdedRelu", since=(10, 22))

@@ -38,6 +38,15 @@ def _sum_of_radii(live: Sequence[bool], inputs: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, terms)
 
 
+def _number(inputs: Sequence[Tensor | None]) -> float | None:
+    """The constant among two inputs, if it is one number."""
+    constants = [value for value in inputs if value is not None]
+    if len(constants) != 1 or constants[0].numel() == 0:
+        return None
+    first = constants[0].reshape(-1)[0]
+    return float(first) if bool((constants[0] == first).all()) and bool(torch.isfinite(first)) else None
+
+
 @register("Add", since=(7, 13, 14))
 @dataclass(frozen=True)
 class Add(Affine):
@@ -52,6 +61,11 @@ class Add(Affine):
 
     def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         return (_sum_of_radii(live, (a, b)),)
+
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """Moved by the constant, if that is one number."""
+        shift = _number(inputs)
+        return None if shift is None else (level - shift, above)
 
 
 @register("Sub", since=(7, 13, 14))
@@ -68,6 +82,13 @@ class Sub(Affine):
 
     def spread(self, live: Sequence[bool], a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         return (_sum_of_radii(live, (a, b)),)
+
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """Moved by the constant, if that is one number; turned round where the input is subtracted."""
+        shift = _number(inputs)
+        if shift is None:
+            return None
+        return (level + shift, above) if inputs[0] is None else (shift - level, not above)
 
 
 @register("Sum", since=(6, 8, 13))
@@ -114,6 +135,10 @@ class Neg(Affine):
     def spread(self, live: Sequence[bool], x: Tensor) -> tuple[Tensor, ...]:
         return (x,)
 
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """Turned round."""
+        return -level, not above
+
 
 @register("Mul", since=(7, 13, 14))
 @dataclass(frozen=True)
@@ -132,6 +157,11 @@ class Mul(Product):
         a, b = align(a, b)
         return ((a * b).abs(),)
 
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """Divided by the constant, if that is one number and not zero."""
+        factor = _number(inputs)
+        return (level / factor, above == (factor > 0)) if factor else None
+
 
 @register("Div", since=(7, 13, 14))
 @dataclass(frozen=True)
@@ -147,6 +177,11 @@ class Div(Composite):
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         a, b = align(a, b)
         return (a / b if floating(a) or floating(b) else torch.div(a, b, rounding_mode="trunc"),)
+
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """Multiplied by the denominator, if that is one number and not zero."""
+        factor = _number(inputs) if inputs[0] is None else None
+        return (level * factor, above == (factor > 0)) if factor else None
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
         """A product with the reciprocal, whose multiplier is ``-1 / (b b')``."""

@@ -115,6 +115,26 @@ class Operator:
         """Multipliers of the inputs from those of the outputs (:class:`selkit.graph.pulling.Pull`)."""
         raise UnsupportedAttribute("it has no attribution rule")
 
+    def undo(self, level: float, above: bool, *inputs: Any, **named: Any) -> tuple[float, bool] | None:
+        """Where the live input must lie for the output to be on one side of a level.
+
+        Elementwise operators whose output is above ``level`` (below it, unless ``above``) exactly where
+        their input is above or below another level say so; the inequalities are strict.
+
+        Parameters
+        ----------
+        level, above
+            The level of the output, and the side of it.
+        *inputs
+            As for :meth:`forward`, with ``None`` for the live input.
+
+        Returns
+        -------
+        tuple of float and bool, or None
+            The level of the input and its side; ``None`` if there is no such level.
+        """
+        return None
+
     def transparent(self, *inputs: Any, **named: Any) -> bool:
         """Whether the (only) output is ``inputs[0]`` as it is; such a step vanishes from a program."""
         return False
@@ -254,6 +274,12 @@ class Smooth(Operator):
     def inverse(self, y: Tensor) -> Tensor:
         """The ``x`` with ``f(x) = y``, for a :attr:`monotone` function; infinite beyond its range."""
         raise TypeError(f"{type(self).__name__} has no inverse")
+
+    def undo(self, level: float, above: bool, *inputs: Any, **named: Any) -> tuple[float, bool] | None:
+        """The inverse of an increasing function; infinite where it never reaches the level."""
+        if not self.monotone:
+            return None
+        return float(self.inverse(torch.tensor(level, dtype=torch.float64))), above
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
         """The rescale rule."""
