@@ -253,7 +253,7 @@ class _ClassMap(Region):
     """The largest of the logits, without signs; 1 where all are zero."""
 
     advice = (
-        "the score lies on the threshold, or the predicted class leads, by rounding alone; move the threshold "
+        "a score lies on the threshold, or the predicted class leads, by rounding alone; move the threshold "
         "a little, or leave the image out"
     )
 
