@@ -176,7 +176,7 @@ def test_layers_that_cannot_be_taken() -> None:
         def embed(self, x: Tensor) -> Any:
             return x, x
 
-    with pytest.raises(InvalidTypeError, match="gave tuple where embedding"):
+    with pytest.raises(InvalidTypeError, match="gave tuple of Tensor, Tensor where an embedding is expected"):
         extract(Tuples(), [X])
 
 

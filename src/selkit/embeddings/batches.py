@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.checks import given
 
 Key: TypeAlias = int | str | None
 
 INPUT_NAMES = ("image", "input", "inputs", "x")
 TARGET_NAMES = ("label", "labels", "target", "targets", "y")
+
+
+def check_key(key: object, argument: str) -> None:
+    """Refuse what is neither a position nor a name.
+
+    Raises
+    ------
+    InvalidTypeError
+        For another type.
+    """
+    if key is not None and (isinstance(key, bool) or not isinstance(key, (int, str))):
+        raise InvalidTypeError(f"{argument} must be a position (int) or a name (str); got {given(key)}")
 
 
 def _entry(batch: Mapping[Any, Any], names: tuple[str, ...], argument: str) -> Any:
@@ -29,6 +44,7 @@ def _entry(batch: Mapping[Any, Any], names: tuple[str, ...], argument: str) -> A
 
 def _pick(batch: Any, key: int | str, argument: str) -> Any:
     if isinstance(batch, (Mapping, Sequence)) and not isinstance(batch, str):
+        check_key(key, argument)
         try:
             return batch[key]  # type: ignore[index,unused-ignore]
         except (KeyError, IndexError, TypeError):
@@ -103,28 +119,89 @@ def target_of(batch: Any, key: Key = None) -> Any:
     )
 
 
+class Keywords(dict[str, Any]):
+    """Entries of a batch that a model takes as arguments by name, ``model(**batch)``."""
+
+
+_SCALARS = (str, bytes, bool, int, float, type(None))
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """What a structure consists of; ``None`` for what is no structure."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return list(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return None
+
+
+def _is_column(parts: list[Any]) -> bool:
+    """Whether a list holds one plain value for each sample, such as their names."""
+    return bool(parts) and all(isinstance(part, _SCALARS) for part in parts)
+
+
+def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A structure of the same kind with changed parts: models may read theirs by attribute."""
+    if isinstance(value, Mapping):
+        changed = {name: change(part) for name, part in value.items()}
+        if type(value) is dict or not hasattr(value, "__setitem__"):
+            return changed
+        same = copy.copy(value)
+        for name, part in changed.items():
+            same[name] = part
+        return same
+    if dataclasses.is_dataclass(value):
+        same = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(same, field.name, change(getattr(value, field.name)))
+        return same
+    parts = [change(part) for part in value]
+    if isinstance(value, tuple):
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return parts
+
+
 def rows_of(value: Any) -> int | None:
-    """Number of samples: the length of the first axis of the first tensor inside, if there is one."""
+    """Number of samples: the length of the first axis of the first tensor inside, if there is one; else the
+    length of the first list of plain values."""
     if isinstance(value, Tensor):
         return value.shape[0] if value.ndim else None
     if hasattr(value, "shape"):
         return int(value.shape[0]) if len(value.shape) else None
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return next((rows for rows in map(rows_of, value) if rows is not None), None)
-    return None
+    parts = _parts(value)
+    if parts is None:
+        return None
+    if _is_column(parts) and not isinstance(value, Mapping):
+        return len(parts)
+    columns = [part for part in parts if isinstance(part, (list, tuple)) and _is_column(list(part))]
+    others = [part for part in parts if not any(part is column for column in columns)]
+    found = next((rows for rows in map(rows_of, others) if rows is not None), None)
+    return len(columns[0]) if found is None and columns else found
 
 
-def take_rows(value: Any, rows: slice) -> Any:
-    """The same structure with only some of its samples."""
+def take_rows(value: Any, rows: slice, count: int | None = None) -> Any:
+    """The same structure with only some of its samples.
+
+    Parameters
+    ----------
+    value
+        A tensor, an array, or a structure of them.
+    rows
+        Which samples.
+    count
+        How many samples there are; lists of as many plain values are cut too.
+    """
+    count = rows_of(value) if count is None else count
     if isinstance(value, Tensor) or hasattr(value, "shape"):
         return value[rows] if value.ndim else value
-    if isinstance(value, Mapping):
-        return {name: take_rows(part, rows) for name, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [take_rows(part, rows) for part in value]
-    return value
+    parts = _parts(value)
+    if parts is None:
+        return value
+    if _is_column(parts) and not isinstance(value, Mapping):
+        return value[rows] if len(parts) == count and isinstance(value, (list, tuple)) else value
+    return _rebuilt(value, lambda part: take_rows(part, rows, count))
 
 
 def to_device(value: Any, device: torch.device | None) -> Any:
@@ -132,9 +209,13 @@ def to_device(value: Any, device: torch.device | None) -> Any:
     if isinstance(value, Tensor):
         return value if device is None else value.to(device)
     if hasattr(value, "shape") and hasattr(value, "__array__"):
+        if getattr(getattr(value, "dtype", None), "kind", "f") not in "fiubc":
+            return value  # an array of texts or objects is no tensor
         return to_device(torch.as_tensor(value), device)
-    if isinstance(value, Mapping):
-        return {name: to_device(part, device) for name, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [to_device(part, device) for part in value]
-    return value
+    parts = _parts(value)
+    if parts is None:
+        movable = device is not None and callable(getattr(value, "to", None))
+        return value.to(device) if movable else value
+    if _is_column(parts) and not isinstance(value, Mapping):
+        return value
+    return _rebuilt(value, lambda part: to_device(part, device))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ from torch import Tensor, nn
 
 from selkit.embeddings.sources import Identity
 from selkit.errors import InvalidTypeError
+from selkit.utils.atomic import write_bytes
+from selkit.utils.checks import as_path
 
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
@@ -47,7 +47,7 @@ class FeatureCache:
             raise InvalidTypeError(
                 "a cache cannot tell what a function does: give pool= by name, or no cache="
             )
-        self.directory = Path(directory)
+        self.directory = as_path(directory, "cache")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._model = hashlib.sha256(f"selkit 1 {torch.__version__} {options!r}".encode())
         if isinstance(model, nn.Module):
@@ -61,29 +61,21 @@ class FeatureCache:
         _add(digest, batch)
         return digest.hexdigest()
 
-    def get(self, batch: Any) -> Tensor | None:
-        """Features of a batch, if they are there and readable."""
+    def get(self, key: str) -> Tensor | None:
+        """Features of a batch by its name, if they are there and whole."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return load_file(self.directory / f"{self.key(batch)}.safetensors")["features"]
+            return load_file(self.directory / f"{key}.safetensors")["features"]
         except (FileNotFoundError, SafetensorError, KeyError):
             return None  # a damaged file is like a missing one: it is made anew
 
-    def put(self, batch: Any, features: Tensor) -> None:
+    def put(self, key: str, features: Tensor) -> None:
         """Keep the features of a batch; another process never sees half a file."""
         from safetensors.torch import save
 
-        handle, name = tempfile.mkstemp(dir=self.directory, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(save({"features": features.contiguous()}))
-            Path(name).replace(self.directory / f"{self.key(batch)}.safetensors")
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                Path(name).unlink()
-            raise
+        write_bytes(self.directory / f"{key}.safetensors", save({"features": features.contiguous()}))
 
 
 def _add_module(digest: Any, model: nn.Module) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from selkit.embeddings.batches import Key, input_of, rows_of, take_rows, target_of
+from selkit.embeddings.batches import Key, check_key, target_of
 from selkit.embeddings.cache import FeatureCache
+from selkit.embeddings.lightning import alone, moved
+from selkit.embeddings.reading import Reading, prepared, reading_of
 from selkit.embeddings.sources import Pool, Source, Want, check_rows, source_of
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.checks import choice, given
 from selkit.utils.progress import track
 
 
@@ -31,46 +34,6 @@ class Features:
 
     values: Tensor
     labels: Tensor | None = None
-
-
-def takes_whole_batch(source: Source, batch: Any, inputs: Any) -> bool:
-    """Whether a model wants the batch as the loader yields it, rather than its input alone.
-
-    Both kinds of ``embed`` exist. The one that takes the input tensor gives one row for each sample of any
-    batch; one that unpacks the batch itself does not when it is handed a tensor, or fails.
-
-    Raises
-    ------
-    InvalidInputError
-        If neither way gives one row for each sample.
-    """
-    rows = rows_of(inputs)
-    if isinstance(batch, Tensor) or rows is None:
-        return False
-    # with another number of rows than the batch, a wrong reading cannot be right by chance
-    probe = slice(0, max(1, rows - 1)) if rows > 1 else slice(0, 1)
-    size = probe.stop
-    alone, first = _rows_given(source, take_rows(inputs, probe))
-    if alone == size and (rows == 1 or _rows_given(source, inputs)[0] == rows):
-        return False
-    whole, second = _rows_given(source, batch)
-    if whole == rows:
-        return True
-    raise InvalidInputError(
-        "the model does not give one row for each sample, neither for the batch's input "
-        f"({first or f'{alone} rows for {size}'}) nor for the whole batch "
-        f"({second or f'{whole} rows for {rows}'}); input_key= says which entry is the input"
-    ) from (first or second)
-
-
-_MODEL_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
-
-
-def _rows_given(source: Source, inputs: Any) -> tuple[int | None, Exception | None]:
-    try:
-        return source(inputs).shape[0], None
-    except _MODEL_ERRORS as error:  # the model does not take its input this way
-        return None, error
 
 
 def extract(
@@ -132,26 +95,64 @@ def extract(
     >>> found.values.shape, found.labels.tolist()
     (torch.Size([10, 3]), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
-    source = source_of(model, want, layer=layer, pool=pool)
-    store = None if cache is None else FeatureCache(cache, source.identity)
-    values: list[Tensor] = []
-    targets: list[Tensor] = []
-    whole: bool | None = None if input_key is None else False
-    total = len(loader) if isinstance(loader, Sized) else None
-    with source.running():
-        for batch in track(loader, f"{want}s" if want == "embedding" else want, total):
-            inputs = input_of(batch, input_key)
-            found = store.get(batch) if store else None
-            if found is None:
-                if whole is None:
-                    whole = takes_whole_batch(source, batch, inputs)
-                found = source(batch if whole else inputs).detach().cpu()
-                check_rows(found, inputs)
-                if store:
-                    store.put(batch, found)
-            values.append(found)
-            if labels:
-                targets.append(torch.as_tensor(target_of(batch, target_key)).cpu())
+    choice(want, "want", ("embedding", "logits"))
+    check_key(input_key, "input_key")
+    check_key(target_key, "target_key")
+    if isinstance(loader, (str, bytes)) or not isinstance(loader, Iterable):
+        raise InvalidTypeError(f"loader must yield batches, as a DataLoader does; got {given(loader)}")
+    owner = _module_of(model)
+    with alone(owner):  # may add the layers that are looked for
+        source = source_of(model, want, layer=layer, pool=pool)
+        with source.running():
+            values, targets = _run(source, owner, loader, (want, input_key, target_key, labels, cache))
     if not values:
         raise InvalidInputError("the loader is empty: it yields no batch")
     return Features(torch.cat(values), torch.cat(targets) if labels else None)
+
+
+def _module_of(model: Any) -> Any:
+    """The module behind a model or a source."""
+    return model.identity[0] if not isinstance(model, nn.Module) and isinstance(model, Source) else model
+
+
+def _run(
+    source: Source,
+    owner: Any,
+    loader: Iterable[Any],
+    options: tuple[Want, Key, Key, bool, str | Path | None],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Features and targets of each batch."""
+    want, input_key, target_key, labels, cache = options
+    store = None if cache is None else FeatureCache(cache, source.identity)
+    function = getattr(source, "function", None)
+    values: list[Tensor] = []
+    targets: list[Tensor] = []
+    reading: Reading | None = None
+    total = len(loader) if has_length(loader) else None
+    for raw in track(loader, f"{want}s" if want == "embedding" else want, total):
+        key = store.key((raw, input_key)) if store else ""  # before a hook writes into the batch
+        batch = moved(owner, raw)
+        found = store.get(key) if store else None
+        if found is None:
+            if reading is None:
+                reading = reading_of(source, batch, input_key, function)
+            inputs = prepared(batch, reading, input_key, function)
+            found = source(inputs).detach().cpu()
+            check_rows(found, inputs)
+            if store:
+                store.put(key, found)
+        values.append(found)
+        if labels:
+            targets.append(torch.as_tensor(target_of(batch, target_key)).cpu())
+    return values, targets
+
+
+def has_length(loader: Iterable[Any]) -> bool:
+    """Whether a loader can say how many batches it has; one of a stream of data raises when it is asked."""
+    if not isinstance(loader, Sized):
+        return False
+    try:
+        len(loader)
+    except TypeError:
+        return False
+    return True

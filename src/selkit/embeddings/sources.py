@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -11,11 +12,14 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from selkit.embeddings.batches import rows_of, to_device
+from selkit.embeddings.batches import Keywords, rows_of, to_device
+from selkit.embeddings.outputs import one_row, tensor_of
+from selkit.embeddings.reading import MODEL_ERRORS
 from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.checks import given
 
 Want: TypeAlias = Literal["embedding", "logits"]
-Pool: TypeAlias = Literal["mean", "flatten", "tokens"] | Callable[[Tensor], Tensor] | None
+Pool: TypeAlias = Literal["mean", "flatten", "tokens"] | Callable[[Any], Tensor] | None
 
 Identity: TypeAlias = tuple[nn.Module | bytes, tuple[Any, ...]]
 
@@ -62,6 +66,8 @@ def pooled(features: Tensor, pool: Pool) -> Tensor:
     """
     if callable(pool):
         features = pool(features)
+        if not isinstance(features, Tensor):
+            raise InvalidTypeError(f"pool must give a tensor (samples, features); it gave {given(features)}")
     elif features.ndim > 2 or pool is not None:
         if pool is None and features.ndim == 3:
             raise InvalidInputError(
@@ -92,34 +98,50 @@ class TorchSource:
         Any module.
     want
         ``"embedding"``: ``model.embed(x)``. ``"logits"``: ``model.logits(x)``, or ``model(x)`` where
-        there is no such method.
+        there is no such method. A submodule of that name is a part of the model, not a method: a head
+        ``model.logits`` must give what ``model(x)`` gives.
     layer
-        Take the output of this submodule, such as ``"encoder.layer4"``, by a forward hook instead.
+        Take the output of this submodule, such as ``"encoder.layer4"``, by a forward hook instead; ``""``
+        is the model itself.
     pool
-        See :func:`pooled`.
+        See :func:`pooled`; a function is given the output as it is, also a tuple.
 
     Raises
     ------
     InvalidInputError
-        If there is no such layer, or the model has no ``embed`` and no layer is named.
+        If there is no such layer, the model has no ``embed`` and no layer is named, or ``logits`` takes
+        features.
     """
 
     def __init__(
         self, model: nn.Module, want: Want = "embedding", *, layer: str | None = None, pool: Pool = None
     ) -> None:
         self.model, self.want, self.layer, self.pool = model, want, layer, pool
-        self._call: Callable[[Any], Any] = model
+        self.function: Callable[[Any], Any] = model
+        self._head: nn.Module | None = None
+        name = type(_original(model)).__name__
         if layer is not None:
             self._layer: nn.Module = _find_layer(model, layer)
-        elif want == "embedding":
-            if not callable(getattr(model, "embed", None)):
+            return
+        part = getattr(model, "embed" if want == "embedding" else "logits", None)
+        if want == "embedding":
+            if isinstance(part, nn.Module):
                 raise InvalidInputError(
-                    f"{type(model).__name__} has no embed(x) method; give it one, or name a layer whose "
+                    f"{name}.embed is a submodule ({type(part).__name__}), not a method embed(x) that takes "
+                    "the model's input; say layer='embed' for its output, name another layer, or rename it "
+                    "and write the method"
+                )
+            if not callable(part):
+                raise InvalidInputError(
+                    f"{name} has no embed(x) method; give it one, or name a layer whose "
                     "output is the embedding: layer='encoder.layer4' (see model.named_modules())"
                 )
-            self._call = model.embed  # type: ignore[assignment]
-        elif callable(getattr(model, "logits", None)):
-            self._call = model.logits  # type: ignore[assignment]
+            self.function = part
+        elif isinstance(part, nn.Module):
+            self._head = part
+        elif callable(part):
+            _refuse_features(model, part, name)
+            self.function = part
 
     @property
     def identity(self) -> Identity:
@@ -147,39 +169,138 @@ class TorchSource:
     def __call__(self, inputs: Any) -> Tensor:
         """Features of one batch; shape ``(N, D)``, or whatever the model calls its logits."""
         inputs = to_device(inputs, self.device)
+        name = type(_original(self.model)).__name__
         with torch.no_grad():
-            features = self._hooked(inputs) if self.layer is not None else self._call(inputs)
-        if not isinstance(features, Tensor):
-            raise InvalidTypeError(
-                f"{type(self.model).__name__} gave {type(features).__name__} where {self.want} are expected; "
-                "a tensor with one row for each sample is needed"
-            )
-        return pooled(features, self.pool) if self.want == "embedding" else features
+            if self.layer is not None:
+                output = self._hooked(inputs)
+            elif self._head is not None:
+                output = self._checked_by_head(inputs, self._head, name)
+            else:
+                output = self._called(inputs, name)
+        if self.want == "logits":
+            return one_row(tensor_of(output, "logits", name), rows_of(inputs))
+        if not callable(self.pool):
+            output = one_row(tensor_of(output, "embedding", name), rows_of(inputs))
+        return pooled(output, self.pool)
+
+    def _called(self, inputs: Any, name: str) -> Any:
+        try:
+            return call(self.function, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except MODEL_ERRORS as error:
+            if self.function is self.model or self.want != "logits":
+                raise
+            raise InvalidInputError(
+                f"{name}.logits(x) failed on the model's input: {error}. A method of this name is called "
+                "with what the model takes; if yours takes features, rename it, or say layer= with the name "
+                "of the layer whose output the logits are (layer='' for the model's own output)"
+            ) from error
+
+    def _checked_by_head(self, inputs: Any, head: nn.Module, name: str) -> Any:
+        """The model's output, if it is that of its head."""
+        output, caught = _caught(self.model, head, inputs)
+        if len(caught) == 1 and _same(tensor_of(output, "logits", name), tensor_of(caught[0], "logits", name)):
+            return output
+        why = "runs and gives something else" if caught else "does not run"
+        raise InvalidInputError(
+            f"it is unclear what the logits of {name} are: {name}.logits is a submodule "
+            f"({type(head).__name__}), which {why} when the model is called. Say layer='logits' for its "
+            "output, layer='' for the model's own, or name another layer"
+        )
 
     def _hooked(self, inputs: Any) -> Any:
-        caught: list[Any] = []
-        handle = self._layer.register_forward_hook(lambda _module, _args, output: caught.append(output))
-        try:
-            self.model(inputs)
-        finally:
-            handle.remove()
+        output, caught = _caught(self.model, self._layer, inputs)
+        if self.layer == "":
+            return output
         if len(caught) != 1:
             raise InvalidInputError(
                 f"layer {self.layer!r} ran {len(caught)} times in one forward pass; "
                 "name a layer that runs once"
             )
-        output = caught[0]
-        return output[0] if isinstance(output, (tuple, list)) and len(output) == 1 else output
+        return caught[0]
+
+
+def call(function: Callable[..., Any], inputs: Any) -> Any:
+    """A model's answer to inputs, or to arguments by name."""
+    return function(**inputs) if isinstance(inputs, Keywords) else function(inputs)
+
+
+def _caught(model: nn.Module, layer: nn.Module, inputs: Any) -> tuple[Any, list[Any]]:
+    """A model's output, and the outputs of one of its layers on the way."""
+    caught: list[Any] = []
+    handle = layer.register_forward_hook(lambda _module, _args, output: caught.append(output))
+    try:
+        with _uncompiled(model):
+            return call(_original(model), inputs), caught
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Compiled code of a model and its parts put aside: it does not see a hook that came later."""
+    calls = [(m, m._compiled_call_impl) for m in model.modules() if getattr(m, "_compiled_call_impl", None)]
+    compiled = calls or any(hasattr(module, "_orig_mod") for module in model.modules())
+    stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
+    with contextlib.ExitStack() as stack:
+        for module, compiled_call in calls:
+            stack.callback(setattr, module, "_compiled_call_impl", compiled_call)
+            module._compiled_call_impl = None
+        if compiled and stance is not None:
+            stack.enter_context(stance("force_eager"))
+        yield
+
+
+def _original(model: nn.Module) -> nn.Module:
+    """The module behind a compiled one."""
+    while isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        model = model._orig_mod  # type: ignore[assignment]
+    return model
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Whether two outputs hold the same numbers, whatever axes of length 1 they have."""
+    first, second = first.reshape(-1), second.reshape(-1)
+    if first.shape != second.shape:
+        return False
+    return first is second or bool(((first == second) | (first.isnan() & second.isnan())).all())
+
+
+_FEATURE_NAMES = frozenset(
+    str.split("feature features feat feats hidden hidden_state hidden_states embedding embeddings")
+)
+
+
+def _first_argument(function: Any) -> str | None:
+    try:
+        return next(iter(inspect.signature(function).parameters), None)
+    except (TypeError, ValueError):
+        return None
+
+
+def _refuse_features(model: nn.Module, logits: Any, name: str) -> None:
+    """Refuse a method ``logits(features)``, which other libraries have: it does not take the model's input."""
+    argument = _first_argument(logits)
+    if argument in _FEATURE_NAMES and argument != _first_argument(_original(model).forward):
+        raise InvalidInputError(
+            f"{name}.logits({argument}) takes features by the name of its argument, but a method of this "
+            "name is called with the model's input; rename it, or say layer= with the name of the layer "
+            "whose output the logits are (layer='' for the model's own output)"
+        )
 
 
 def _find_layer(model: nn.Module, layer: str) -> nn.Module:
+    if not isinstance(layer, str):
+        raise InvalidTypeError(f"layer must be the name of a submodule (str); got {given(layer)}")
     modules = dict(model.named_modules())
-    if layer in modules:
-        found: nn.Module = modules[layer]
-        return found
-    near = difflib.get_close_matches(layer, modules, n=5, cutoff=0.3) or list(modules)[1:6]
+    plain = {name.replace("_orig_mod.", ""): module for name, module in modules.items()}
+    found: nn.Module | None = modules.get(layer, plain.get(layer))
+    if found is not None:
+        return _original(found)
+    near = difflib.get_close_matches(layer, plain, n=5, cutoff=0.3) or list(plain)[1:6]
     raise InvalidInputError(
-        f"{type(model).__name__} has no layer {layer!r}; near it are {near}. "
+        f"{type(_original(model)).__name__} has no layer {layer!r}; near it are {near}. "
         "model.named_modules() lists all of them"
     )
 
