@@ -53,6 +53,17 @@ def _pick(batch: Any, key: int | str, argument: str) -> Any:
     raise InvalidInputError(f"{argument}={key!r} was given, but the batch is a {type(batch).__name__}")
 
 
+def entry_of(batch: Any, key: int | str, argument: str) -> Any:
+    """One entry of a batch.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is not there; the message names ``argument``.
+    """
+    return _pick(batch, key, argument)
+
+
 def input_of(batch: Any, key: Key = None) -> Any:
     """The part of a batch that the model takes.
 

@@ -73,12 +73,21 @@ def alone(model: Any) -> Iterator[None]:
                 stack.callback(setattr, model, "trainer", None)
             if model not in _ready:
                 _set_up(model)
+        stack.enter_context(silent(model))
+        yield
+
+
+@contextlib.contextmanager
+def silent(model: nn.Module) -> Iterator[None]:
+    """What a model and its parts log inside the block goes nowhere."""
+    with contextlib.ExitStack() as stack:
         for module in model.modules():
-            if base_of(module) is not None:
-                for name in ("log", "log_dict"):
-                    if name not in vars(module):
-                        object.__setattr__(module, name, _nowhere)
-                        stack.callback(module.__dict__.pop, name, None)
+            if base_of(module) is None:
+                continue
+            for name in ("log", "log_dict"):
+                if name not in vars(module):
+                    object.__setattr__(module, name, _nowhere)
+                    stack.callback(vars(module).pop, name, None)
         yield
 
 

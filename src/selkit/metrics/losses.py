@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.checks import given, integer
 
 
 def _same_rows(preds: Tensor, target: Tensor) -> None:
+    for name, value in (("preds", preds), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise InvalidTypeError(f"{name} must be a tensor; got {given(value)}")
     if preds.ndim == 0 or target.ndim == 0 or preds.shape[0] != target.shape[0]:
         raise InvalidInputError(
             f"preds and target need one row per sample each; got {tuple(preds.shape)} and "
@@ -34,7 +38,22 @@ def has_class_labels(preds: Tensor, target: Tensor) -> bool:
     return target_ndim == 1 and preds_ndim in ((1, 2) if preds.is_floating_point() else (1,))
 
 
-def zero_one_loss(preds: Tensor, target: Tensor) -> Tensor:
+def _valid(target: Tensor, ignore_index: int | None) -> Tensor | None:
+    """Which elements of a target count; ``None`` for all."""
+    if ignore_index is None:
+        return None
+    return target != integer(ignore_index, "ignore_index", -(2**63), 2**63 - 1)
+
+
+def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of each row over what counts; NaN where nothing does."""
+    if valid is None:
+        return values.mean(1)
+    total = torch.where(valid, values, torch.zeros_like(values)).sum(1)
+    return total / valid.sum(1)
+
+
+def zero_one_loss(preds: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
     """1 where the predicted class is wrong, else 0.
 
     Parameters
@@ -44,11 +63,13 @@ def zero_one_loss(preds: Tensor, target: Tensor) -> Tensor:
         probabilities of the second of two classes ``(N,)`` or ``(N, 1)``, floating, above 0.5 for class 1.
     target
         Class labels, integer or boolean, ``(N,)`` or ``(N, 1)``.
+    ignore_index
+        A target that means that there is none.
 
     Returns
     -------
     Tensor
-        float32, ``(N,)``.
+        float32, ``(N,)``; NaN where the prediction is NaN, or the target ``ignore_index``.
 
     Raises
     ------
@@ -70,8 +91,11 @@ def zero_one_loss(preds: Tensor, target: Tensor) -> Tensor:
             "number per sample"
         )
     target = target.reshape(len(target)).long()
+    unknown = preds.isnan().reshape(len(preds), -1).any(1)  # of what is not floating nothing is
+    valid = _valid(target, ignore_index)
+    unknown = unknown if valid is None else unknown | ~valid
     if preds.ndim == 2 and preds.shape[1] > 1:
-        return (preds.argmax(1) != target).float()
+        return torch.where(unknown, torch.nan, (preds.argmax(1) != target).float())
     preds = preds.reshape(len(preds))
     if preds.is_floating_point():
         if bool(((preds < 0) | (preds > 1)).any()):
@@ -80,21 +104,23 @@ def zero_one_loss(preds: Tensor, target: Tensor) -> Tensor:
                 "probabilities; pass their sigmoid (in SelectiveInferenceTask: activation='sigmoid')"
             )
         preds = preds > 0.5
-    return (preds.long() != target).float()
+    return torch.where(unknown, torch.nan, (preds.long() != target).float())
 
 
-def absolute_error(preds: Tensor, target: Tensor) -> Tensor:
+def absolute_error(preds: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
     """Mean absolute difference of each sample.
 
     Parameters
     ----------
     preds, target
         Of one shape ``(N, ...)``.
+    ignore_index
+        Elements with this target are left out.
 
     Returns
     -------
     Tensor
-        Floating, ``(N,)``.
+        Floating, ``(N,)``; NaN where nothing counts.
 
     Raises
     ------
@@ -107,21 +133,23 @@ def absolute_error(preds: Tensor, target: Tensor) -> Tensor:
     tensor([1.])
     """
     preds, target = _same_shape(preds, target, "the absolute error")
-    return (preds.float() - target.float()).abs().mean(1)
+    return _mean((_floating(preds) - _floating(target)).abs(), _valid(target, ignore_index))
 
 
-def squared_error(preds: Tensor, target: Tensor) -> Tensor:
+def squared_error(preds: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
     """Mean squared difference of each sample.
 
     Parameters
     ----------
     preds, target
         Of one shape ``(N, ...)``.
+    ignore_index
+        Elements with this target are left out.
 
     Returns
     -------
     Tensor
-        Floating, ``(N,)``.
+        Floating, ``(N,)``; NaN where nothing counts.
 
     Raises
     ------
@@ -134,21 +162,28 @@ def squared_error(preds: Tensor, target: Tensor) -> Tensor:
     tensor([0., 4.])
     """
     preds, target = _same_shape(preds, target, "the squared error")
-    return (preds.float() - target.float()).square().mean(1)
+    return _mean((_floating(preds) - _floating(target)).square(), _valid(target, ignore_index))
 
 
-def dice_loss(preds: Tensor, target: Tensor) -> Tensor:
+def _floating(values: Tensor) -> Tensor:
+    """At least single precision."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def dice_loss(preds: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
     """One minus the Dice coefficient of each sample's binary masks, ``2 |A and B| / (|A| + |B|)``.
 
     Parameters
     ----------
     preds, target
         Masks of one shape ``(N, ...)``: boolean, 0/1, or probabilities, which count above 0.5.
+    ignore_index
+        Elements with this target are left out of both masks.
 
     Returns
     -------
     Tensor
-        float32, ``(N,)``; 0 where both masks are empty.
+        float32, ``(N,)``; 0 where both masks are empty, NaN where a mask holds NaN, or nothing counts.
 
     Raises
     ------
@@ -161,6 +196,11 @@ def dice_loss(preds: Tensor, target: Tensor) -> Tensor:
     tensor([0.3333])
     """
     preds, target = _same_shape(preds, target, "the Dice loss")
+    valid = _valid(target, ignore_index)
+    if valid is not None:
+        preds, target = (torch.where(valid, mask, torch.zeros_like(mask)) for mask in (preds, target))
+    unknown = (preds.isnan() | target.isnan()).any(1)
+    unknown = unknown if valid is None else unknown | ~valid.any(1)
     for name, mask in (("preds", preds), ("target", target)):
         if mask.dtype != torch.bool and bool(((mask < 0) | (mask > 1)).any()):
             raise InvalidInputError(
@@ -170,4 +210,5 @@ def dice_loss(preds: Tensor, target: Tensor) -> Tensor:
     first, second = preds > 0.5, target > 0.5
     both = (first & second).sum(1)
     sizes = first.sum(1) + second.sum(1)
-    return torch.where(sizes > 0, 1 - 2 * both / sizes.clamp(min=1), 0.0)
+    loss = torch.where(sizes > 0, 1 - 2 * both / sizes.clamp(min=1), 0.0)
+    return torch.where(unknown, torch.nan, loss)

@@ -92,7 +92,9 @@ class SelectiveMetric(Metric):
     Notes
     -----
     The inner metrics are submodules: they move, are saved (after ``persistent(True)``) and sync between
-    processes. Each of them must accept any number of rows along the first axis of its arguments.
+    processes. Each of them must accept any number of rows along the first axis of its arguments. Where
+    torchmetrics would guess whether predictions are logits, rows with NaN among them are counted but not
+    handed on: one of them would make it take all others for logits.
 
     Examples
     --------
@@ -170,8 +172,22 @@ class SelectiveMetric(Metric):
             if not n:
                 continue
             mine = values if index is None or n == len(mask) else [_rows(v, index, len(mask)) for v in values]
+            mine = self._decidable(mine, n)
+            if mine is None:
+                continue
             named = dict(zip(kwargs, mine[len(args) :], strict=True))
             getattr(self, scope).update(*mine[: len(args)], **named)
+
+    def _decidable(self, values: list[Any], rows: int) -> list[Any] | None:
+        """Without rows whose prediction is NaN, for metrics that would then take all others for logits."""
+        preds = values[0] if values else None
+        if not self._guesses or not isinstance(preds, Tensor) or not preds.is_floating_point():
+            return values
+        bad = preds.detach().isnan().reshape(rows, -1).any(1)
+        if not bool(bad.any()):
+            return values
+        index = (~bad).nonzero()[:, 0]
+        return [_rows(value, index, rows) for value in values] if len(index) else None
 
     def _refuse_logits(self, preds: Any) -> None:
         if not isinstance(preds, Tensor) or not preds.is_floating_point() or not preds.numel():

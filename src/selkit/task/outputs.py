@@ -58,18 +58,32 @@ def gather(parts: list[Columns]) -> Columns:
     Parameters
     ----------
     parts
-        This process's batches; each has ``index``, the numbers of its samples.
+        This process's batches; each has ``position``, the numbers of its rows in the order of the loaders,
+        and ``index``, those of its samples in the data set, or ``None`` for it.
 
     Returns
     -------
     dict
-        The same in every process; empty if no process had a sample.
+        The same in every process; empty if no process had a sample. Without ``position``, and without
+        ``index`` and in the order of the loaders if a batch had none.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, parts)
-        parts = [part for process in everyone for part in process]
+    parts = [part for process in everyone(parts) for part in process]
     if not parts:
         return {}
-    columns = join(parts)
-    return take(columns, torch.argsort(columns["index"], stable=True))
+    if any(part["index"] is None for part in parts):
+        parts = [{name: part[name] for name in part if name != "index"} for part in parts]
+    shared = [name for name in parts[0] if all(name in part for part in parts)]
+    columns = join([{name: part[name] for name in shared} for part in parts])
+    order = torch.argsort(columns.pop("position"), stable=True)
+    if "index" in columns:
+        order = order[torch.argsort(columns["index"][order], stable=True)]
+    return take(columns, order)
+
+
+def everyone(mine: Any) -> list[Any]:
+    """The values of all processes, by rank."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [mine]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, mine)
+    return values

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from selkit.errors import NoHypothesisError
 from selkit.inference import Acceptance
 from selkit.metrics.gather import gather_tensors
+from selkit.task.selecting import widened
 
 
 @runtime_checkable
@@ -91,9 +92,12 @@ def run_tests(
         for i, accepted in enumerate(chosen):
             if not accepted:
                 continue
+            if not bool(torch.isfinite(x[i]).all()):
+                reasons[i] = "the sample has NaN or infinite values"
+                continue
             try:
                 options = {} if conditions is None else {"accepted_by": conditions[i]}
-                results[i] = test.inference(x[i].detach().clone(), **options)
+                results[i] = test.inference(widened(x[i].detach().clone()), **options)
             except NoHypothesisError as error:
                 reasons[i] = str(error)
                 continue

@@ -1,21 +1,111 @@
-"""Which rows of a distributed evaluation a process sees, and which of them are repetitions.
+"""Which sample of the data set each row of a batch is, and which rows of a distributed run are repetitions.
 
 A ``DistributedSampler`` deals rows to processes in turn and repeats some, so that each process gets
 equally many: row ``i`` of process ``r`` of ``p`` is number ``i p + r`` of the sequence, and numbers from the
-length of the data set on are repetitions. Counting rows is therefore enough to know them.
+length of the sequence on are repetitions. Counting rows is therefore enough to know them. Which sample a row
+is, only the batch sampler says: it is listened to.
 """
 
 from __future__ import annotations
 
+import collections
+import copy
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+
+from selkit.errors import InvalidInputError
+
+
+class HeardBatches:
+    """A batch sampler that remembers which samples it has named, batch by batch, until they are asked for."""
+
+    def __init__(self, batch_sampler: Any) -> None:
+        self._batch_sampler = batch_sampler
+        self.heard: collections.deque[list[Any]] = collections.deque()
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        self.heard.clear()
+        for batch in self._batch_sampler:
+            self.heard.append(list(batch))
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._batch_sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_batch_sampler":
+            raise AttributeError(name)
+        return getattr(self._batch_sampler, name)
+
+
+def listened(loader: Any) -> Any:
+    """A copy of a loader that remembers which samples each of its batches is made of.
+
+    Parameters
+    ----------
+    loader
+        Any; what has no batch sampler comes back as it is.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    sampler = loader.batch_sampler
+    if sampler is None or isinstance(sampler, HeardBatches) or hasattr(sampler, "seen_batch_indices"):
+        return loader
+    same = copy.copy(loader)
+    vars(same)["batch_sampler"] = HeardBatches(sampler)  # DataLoader forbids to set it
+    vars(same)["_iterator"] = None  # one that persists asks the old batch sampler
+    return same
+
+
+def listen(trainer: Any) -> None:
+    """Let the loaders that a Trainer is about to prepare be remembered by :func:`listened`."""
+    strategy = trainer.strategy
+    if getattr(strategy.process_dataloader, "selkit", False):
+        return
+    prepare = strategy.process_dataloader
+
+    def process_dataloader(dataloader: object) -> object:
+        return listened(prepare(dataloader))
+
+    process_dataloader.selkit = True  # type: ignore[attr-defined]
+    strategy.process_dataloader = process_dataloader
+
+
+def stop_listening(trainer: Any) -> None:
+    """Undo :func:`listen`."""
+    if getattr(vars(trainer.strategy).get("process_dataloader"), "selkit", False):
+        del trainer.strategy.process_dataloader
+
+
+def why_unknown(loader: Any) -> str | None:
+    """Why nothing says which samples the rows of a loader are; ``None`` if something does.
+
+    Rows of an iterable data set, or of what is no ``DataLoader``, are known by their place in the stream.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    if loader.num_workers > 1 and not getattr(loader, "in_order", True):
+        return "its workers hand over batches in any order (in_order=False)"
+    if loader.batch_sampler is None and not isinstance(loader.sampler, SequentialSampler):
+        return (
+            f"its data set makes whole batches (batch_size=None) that a {type(loader.sampler).__name__} orders"
+        )
+    return None
+
+
+def refusal(why: str) -> InvalidInputError:
+    """The error where samples cannot be told from each other."""
+    return InvalidInputError(
+        f"the loader does not say which sample of the data set each row is: {why}. Let batches hold the "
+        "sample's own name or number and say where, id_key=, or use a loader that keeps the order"
+    )
 
 
 @dataclass
@@ -30,12 +120,18 @@ class RowCounter:
         Of the sampler.
     seen
         Rows that this process has had.
+    batches
+        What the batch sampler has named, if it was listened to.
+    unknown
+        Why rows cannot be told from each other; ``None`` where they can.
     """
 
     total: int = sys.maxsize
     processes: int = 1
     rank: int = 0
     seen: int = 0
+    batches: HeardBatches | None = None
+    unknown: str | None = None
 
     def take(self, rows: int) -> tuple[int, int]:
         """Count a batch.
@@ -57,8 +153,40 @@ class RowCounter:
         return first, min(rows, fresh)
 
     def numbers(self, first: int, rows: int) -> Tensor:
-        """Numbers of ``rows`` rows from ``first`` on, int64."""
+        """Numbers of ``rows`` rows from ``first`` on in the order of the loaders, int64."""
         return first + self.processes * torch.arange(rows)
+
+    def samples(self, first: int, rows: int, fresh: int) -> Tensor | None:
+        """Positions in the data set of the first ``fresh`` of the ``rows`` rows that were just taken.
+
+        Returns
+        -------
+        Tensor or None
+            int64; ``None`` where they cannot be known, and ``unknown`` then says why.
+        """
+        if self.batches is None:
+            return None if self.unknown else self.numbers(first, fresh)
+        if not self.batches.heard:
+            self.unknown = "its batch sampler was not asked for this batch"
+            return None
+        named = self.batches.heard.popleft()
+        if len(named) != rows:
+            self.unknown = (
+                f"its batch sampler named {len(named)} samples for a batch of {rows} rows, so collate_fn "
+                "leaves some out or makes several of one"
+            )
+            return None
+        try:
+            return torch.tensor([_position(index) for index in named[:fresh]], dtype=torch.int64)
+        except TypeError:
+            self.unknown = f"its sampler names samples by {type(named[0]).__name__}, not by position"
+            return None
+
+
+def _position(index: Any) -> int:
+    if isinstance(index, bool) or not hasattr(index, "__index__"):
+        raise TypeError
+    return int(index.__index__())
 
 
 def counter_of(loader: Iterable[Any], processes: int, rank: int) -> RowCounter:
@@ -81,17 +209,26 @@ def counter_of(loader: Iterable[Any], processes: int, rank: int) -> RowCounter:
         If several processes run and the loader has no sampler that says how rows are shared; then each
         row of each process counts.
     """
+    unknown = why_unknown(loader)
+    batches = getattr(loader, "batch_sampler", None)
+    heard = batches if isinstance(batches, HeardBatches) and unknown is None else None
+    if heard is None and unknown is None and isinstance(loader, DataLoader):
+        kept_order = isinstance(loader.dataset, IterableDataset) or isinstance(
+            loader.sampler, (SequentialSampler, DistributedSampler)
+        )
+        unknown = None if kept_order else f"a {type(loader.sampler).__name__} orders them unheard"
     if processes == 1:
-        return RowCounter()
+        return RowCounter(batches=heard, unknown=unknown)
     sampler: Any = None
     if isinstance(loader, DataLoader):
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     if isinstance(sampler, DistributedSampler):
-        return RowCounter(len(sampler.dataset), sampler.num_replicas, sampler.rank)  # type: ignore[arg-type]
+        total = len(sampler.dataset)  # type: ignore[arg-type]
+        return RowCounter(total, sampler.num_replicas, sampler.rank, batches=heard, unknown=unknown)
     warnings.warn(
         f"{type(loader).__name__} has no DistributedSampler, so rows that several processes see cannot be "
         "told from others and count once for each process; let Lightning insert the sampler "
         "(use_distributed_sampler=True) or give each process its own rows",
         stacklevel=2,
     )
-    return RowCounter(processes=processes, rank=rank)
+    return RowCounter(processes=processes, rank=rank, batches=heard, unknown=unknown)
