@@ -18,6 +18,8 @@ from selkit.metrics.functional import as_vector_tensor, check_pair, risk_coverag
 from selkit.metrics.gather import gather_tensors
 from selkit.metrics.losses import zero_one_loss
 from selkit.metrics.summary import check_points, names_of, summarize
+from selkit.utils.checks import integer, number
+from selkit.utils.checks import seed as check_seed
 
 _PENDING = 1024  # appended tensors that are joined into one, so that small batches leave no long list
 
@@ -36,6 +38,9 @@ class RiskCoverageMetric(Metric):
     loss
         ``(preds, target) -> (N,)``, for updates with predictions and targets;
         :func:`selkit.metrics.zero_one_loss` without it.
+    ignore_index
+        A target that means that there is none: samples of which all targets are it are left out of updates
+        with predictions and targets.
     bins
         ``None``: keep every score and loss, exact. A power of two from 1,024 to 67,108,864: round scores and
         losses into that many bins, so that memory stays at 32 bytes per bin for any number of samples.
@@ -88,6 +93,7 @@ class RiskCoverageMetric(Metric):
         coverage: Sequence[float] = (),
         at_risk: Sequence[float] = (),
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        ignore_index: int | None = None,
         bins: int | None = None,
         n_boot: int = 0,
         confidence: float = 0.95,
@@ -104,6 +110,9 @@ class RiskCoverageMetric(Metric):
             raise InvalidTypeError(
                 f"loss must be a function (preds, target) -> (N,), got {type(loss).__name__}"
             )
+        self.ignore_index = None if ignore_index is None else integer(ignore_index, "ignore_index")
+        n_boot, seed = integer(n_boot, "n_boot"), check_seed(seed)
+        confidence = number(confidence, "confidence")
         if n_boot < 0 or not 0 < confidence < 1:
             raise InvalidInputError(
                 f"n_boot must be at least 0 and confidence in (0, 1); got {n_boot} and {confidence}"
@@ -127,7 +136,7 @@ class RiskCoverageMetric(Metric):
             self._add_bins(bins)
 
     def _add_bins(self, bins: int) -> None:
-        bits = max(bins.bit_length() - 1, 0)
+        bits = max(integer(bins, "bins").bit_length() - 1, 0)
         if bins != 1 << bits or not float_bins.MIN_BITS <= bits <= float_bins.MAX_BITS:
             raise InvalidInputError(
                 f"bins must be a power of two from {1 << float_bins.MIN_BITS} to {1 << float_bins.MAX_BITS}; "
@@ -183,7 +192,12 @@ class RiskCoverageMetric(Metric):
             )
         if len(names) == 2:
             return given["score"], given["loss"]
-        return given["scores"], self.loss_function(given["preds"], given["target"])
+        preds, target, scores = given["preds"], given["target"], given["scores"]
+        loss = self.loss_function(preds, target)
+        if self.ignore_index is None:
+            return scores, loss
+        valid = (target != self.ignore_index).reshape(len(target), -1).any(1)
+        return as_vector_tensor(scores, "score")[valid.to(scores.device)], loss[valid.to(loss.device)]
 
     def _append(self, state: list[Tensor], value: Tensor) -> None:
         state.append(value)
