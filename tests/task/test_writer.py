@@ -99,7 +99,7 @@ def test_earlier_predictions_are_not_mixed_in(tmp_path):
 def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(InvalidTypeError, match="not so in the predictions: predictions"):
         predict(DataLoader(TensorDataset(torch.randn(2, 2))), PredictionWriter(tmp_path), Lists())
-    with pytest.raises(InvalidInputError, match="part_bytes must be at least 1"):
+    with pytest.raises(InvalidInputError, match="part_bytes must be a whole number of at least 1"):
         PredictionWriter(tmp_path, part_bytes=0)
 
 

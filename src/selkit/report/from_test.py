@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,14 +49,17 @@ def from_test(
     task
         Made with ``acc_test_outputs=True``, and tested.
     images
-        What to show of each sample, in the order of the data: an array, a list, or a data set of images,
-        tuples or dictionaries, of which the input is taken as the task does. None shows no images.
+        What to show of each sample, in the order of the data, also where the loader's sampler had another:
+        an array, a list, or a data set of images, tuples or dictionaries, of which the input is taken as
+        the task does; of a part of a data set the whole. Or a mapping from the samples' ids
+        (``id_key=`` of the task). None shows no images.
     title
         Of the page.
     loader
         Which of several test loaders.
     names, groups, targets, attributions
-        For each sample: see :class:`Sample`. An entry of ``targets`` or ``attributions`` may be None.
+        For each sample, as ``images``: see :class:`Sample`. An entry of ``targets`` or ``attributions`` may
+        be None. Without ``names`` samples have their ids, if they have some.
     guarantees
         What is promised about the decisions; by default what is known of the score's threshold, and what the
         region tests promise.
@@ -101,7 +104,6 @@ def from_test(
     8
     """
     columns = _columns(task, loader)
-    count = len(columns["selected"])
     given = {
         "images": images,
         "names": names,
@@ -109,12 +111,8 @@ def from_test(
         "targets": targets,
         "attributions": attributions,
     }
-    for name, values in given.items():
-        if values is not None and len(values) != count:
-            raise InvalidInputError(
-                f"{name} must have one entry for each of the {count} samples, got {len(values)}."
-            )
-    samples = [_sample(task, columns, i, given) for i in range(count)]
+    found = {name: _of_samples(name, values, columns) for name, values in given.items()}
+    samples = [_sample(task, columns, i, found) for i in range(len(columns["selected"]))]
     fields: dict[str, Any] = {"alpha": task.alpha, **others}
     fields["metrics"] = {**_numbers(task.results), **fields.get("metrics", {})}
     threshold = getattr(task.score, "threshold", None)
@@ -125,8 +123,48 @@ def from_test(
         fields["scores"] = {"calibration": known.cpu().numpy()}
     if "risk_name" not in fields and "loss" in columns:
         fields["risk_name"] = "mean loss"
+    whole = all(s.loss is not None and math.isfinite(s.score) for s in samples)
+    if "risk_coverage" not in fields and "loss" in columns and not whole:
+        fields["risk_coverage"] = task.get_risk_coverage_curve(loader)  # over the samples that have a loss
     promised = _promises(task.score, samples) if guarantees is None else guarantees
     return Report(title, samples, guarantees=promised, **fields)
+
+
+def _of_samples(name: str, values: Any, columns: Mapping[str, Any]) -> Callable[[int], Any] | None:
+    """What gives the entry for a row of the test, from entries in the order of the data or by id."""
+    if values is None:
+        return None
+    count = len(columns["selected"])
+    if isinstance(values, Mapping):
+        if "id" not in columns:
+            raise InvalidInputError(f"{name} is a mapping from ids, but the task has none: give it id_key=.")
+        ids = _listed(columns["id"])
+        missing = [key for key in ids if key not in values]
+        if missing:
+            raise InvalidInputError(f"{name} has no entry for {len(missing)} samples, such as {missing[0]!r}.")
+        return lambda i: values[ids[i]]
+    if not count:
+        return lambda i: values[i]
+    if "index" not in columns:
+        raise InvalidInputError(
+            f"{name} cannot be told apart by position, because the loader did not say which sample each row "
+            "is; give a mapping from ids, with id_key= of the task."
+        )
+    index = _listed(columns["index"])
+    if sorted(index) == list(range(count)) and len(values) != count:
+        raise InvalidInputError(
+            f"{name} must have one entry for each of the {count} samples, got {len(values)}."
+        )
+    if len(values) <= max(index):
+        raise InvalidInputError(
+            f"{name} must have one entry for each sample of the data set, of which number {max(index)} was "
+            f"tested; got {len(values)}."
+        )
+    return lambda i: values[index[i]]
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values.tolist()) if hasattr(values, "tolist") else list(values)
 
 
 def _columns(task: Any, loader: int) -> dict[str, Any]:
@@ -146,12 +184,16 @@ def _columns(task: Any, loader: int) -> dict[str, Any]:
 
 
 def _sample(
-    task: SelectiveInferenceTask, columns: Mapping[str, Any], i: int, given: Mapping[str, Any]
+    task: SelectiveInferenceTask,
+    columns: Mapping[str, Any],
+    i: int,
+    given: Mapping[str, Callable[[int], Any] | None],
 ) -> Sample:
     """The record of sample ``i``."""
     from selkit.embeddings.batches import input_of
 
-    image = None if given["images"] is None else input_of(given["images"][i], task.input_key)
+    of = {name: None if entry is None else entry(i) for name, entry in given.items()}
+    image = None if of["images"] is None else input_of(of["images"], task.input_key)
     details = {}
     for name, label in (("predictions", "prediction"), ("target", "target")):
         value = columns.get(name)
@@ -174,16 +216,17 @@ def _sample(
             tested["roi"] = result.roi
         else:
             details["region"] = f"not drawn: its shape is {result.roi.shape}"
-    loss = float(columns["loss"][i]) if "loss" in columns else None
+    loss = float(columns["loss"][i]) if "loss" in columns else math.nan
+    own_name = "" if "id" not in columns else str(_listed(columns["id"][i : i + 1])[0])
     return Sample(
         image,
         score=float(columns["score"][i]),
         selected=bool(columns["selected"][i]),
-        name="" if given["names"] is None else str(given["names"][i]),
-        group="" if given["groups"] is None else str(given["groups"][i]),
-        target=None if given["targets"] is None else given["targets"][i],
-        attribution=None if given["attributions"] is None else given["attributions"][i],
-        loss=loss,
+        name=own_name if of["names"] is None else str(of["names"]),
+        group="" if of["groups"] is None else str(of["groups"]),
+        target=of["targets"],
+        attribution=of["attributions"],
+        loss=loss if math.isfinite(loss) else None,
         details=details,
         **tested,
     )

@@ -12,7 +12,7 @@ import collections
 import copy
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def listened(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader
     sampler = loader.batch_sampler
-    if sampler is None or isinstance(sampler, HeardBatches) or hasattr(sampler, "seen_batch_indices"):
+    if sampler is None or isinstance(sampler, HeardBatches):
         return loader
     same = copy.copy(loader)
     vars(same)["batch_sampler"] = HeardBatches(sampler)  # DataLoader forbids to set it
@@ -72,7 +72,8 @@ def listen(trainer: Any) -> None:
     prepare = strategy.process_dataloader
 
     def process_dataloader(dataloader: object) -> object:
-        return listened(prepare(dataloader))
+        prepared = prepare(dataloader)
+        return prepared if trainer.predicting else listened(prepared)  # then Lightning listens itself
 
     process_dataloader.selkit = True  # type: ignore[attr-defined]
     strategy.process_dataloader = process_dataloader
@@ -164,29 +165,41 @@ class RowCounter:
         Tensor or None
             int64; ``None`` where they cannot be known, and ``unknown`` then says why.
         """
+        if self.unknown:
+            return None
         if self.batches is None:
-            return None if self.unknown else self.numbers(first, fresh)
+            return self.numbers(first, fresh)
         if not self.batches.heard:
             self.unknown = "its batch sampler was not asked for this batch"
             return None
-        named = self.batches.heard.popleft()
-        if len(named) != rows:
-            self.unknown = (
-                f"its batch sampler named {len(named)} samples for a batch of {rows} rows, so collate_fn "
-                "leaves some out or makes several of one"
-            )
-            return None
-        try:
-            return torch.tensor([_position(index) for index in named[:fresh]], dtype=torch.int64)
-        except TypeError:
-            self.unknown = f"its sampler names samples by {type(named[0]).__name__}, not by position"
-            return None
+        found, self.unknown = named_samples(self.batches.heard.popleft(), rows)
+        return None if found is None else found[:fresh]
 
 
-def _position(index: Any) -> int:
-    if isinstance(index, bool) or not hasattr(index, "__index__"):
-        raise TypeError
-    return int(index.__index__())
+def named_samples(named: Sequence[Any], rows: int) -> tuple[Tensor | None, str | None]:
+    """Positions in the data set that a batch sampler named for a batch.
+
+    Parameters
+    ----------
+    named
+        What it gave.
+    rows
+        Rows of the batch.
+
+    Returns
+    -------
+    tuple
+        int64, ``(rows,)``, and ``None``; or ``None`` and why they cannot be known.
+    """
+    if len(named) != rows:
+        return None, (
+            f"its batch sampler named {len(named)} samples for a batch of {rows} rows, so collate_fn leaves "
+            "some out or makes several of one"
+        )
+    wrong = [index for index in named if isinstance(index, bool) or not hasattr(index, "__index__")]
+    if wrong:
+        return None, f"its sampler names samples by {type(wrong[0]).__name__}, not by position"
+    return torch.tensor([int(index.__index__()) for index in named], dtype=torch.int64), None
 
 
 def counter_of(loader: Iterable[Any], processes: int, rank: int) -> RowCounter:

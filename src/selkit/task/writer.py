@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, IterableDataset
 
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.task.outputs import Columns, join, take
+from selkit.task.rows import named_samples, refusal, why_unknown
+from selkit.utils.atomic import write_bytes
+from selkit.utils.checks import as_path, boolean, integer
 
 FORMAT = "selkit-predictions-1"
 
@@ -23,7 +27,9 @@ class PredictionWriter(BasePredictionWriter):
     """Write predictions to safetensors files while they are made.
 
     Use it with ``trainer.predict(task, loader, return_predictions=False)``; then memory holds one part at a
-    time. Every process writes its own parts; :func:`read_predictions` puts them together.
+    time. Every process writes its own parts; :func:`read_predictions` puts them together. Each row is kept
+    with the position of its sample in the data set, whatever sampler the loader has, and with ``id`` where
+    the predictions have one (``id_key=`` of :class:`selkit.SelectiveInferenceTask`).
 
     Parameters
     ----------
@@ -37,7 +43,8 @@ class PredictionWriter(BasePredictionWriter):
     Raises
     ------
     InvalidInputError
-        When a run starts and the directory holds predictions.
+        When a run starts and the directory holds predictions, or when a loader does not say which samples
+        its rows are and the predictions have no ``id``.
     InvalidTypeError
         If the model predicts what is not a tensor with one row for each sample.
 
@@ -51,10 +58,8 @@ class PredictionWriter(BasePredictionWriter):
         self, directory: str | Path, *, part_bytes: int = 64 * 2**20, overwrite: bool = False
     ) -> None:
         super().__init__(write_interval="batch")
-        if part_bytes < 1:
-            raise InvalidInputError(f"part_bytes must be at least 1; got {part_bytes}")
-        self.directory = Path(directory)
-        self.part_bytes, self.overwrite = part_bytes, overwrite
+        self.directory = as_path(directory, "directory")
+        self.part_bytes, self.overwrite = integer(part_bytes, "part_bytes", 1), boolean(overwrite, "overwrite")
         self._pending: list[Columns] = []
         self._bytes = self._parts = self._seen = self._loader = 0
 
@@ -90,16 +95,17 @@ class PredictionWriter(BasePredictionWriter):
             self._loader, self._seen = dataloader_idx, 0
         columns = _columns(prediction)
         rows = len(next(iter(columns.values())))
-        if batch_indices is not None and len(batch_indices) == rows:
-            index = torch.tensor(batch_indices, dtype=torch.int64)
-        else:  # an iterable data set has no numbers; rows are dealt to processes in turn
-            index = (self._seen + torch.arange(rows)) * trainer.world_size + trainer.global_rank
+        position = (self._seen + torch.arange(rows)) * trainer.world_size + trainer.global_rank
+        loader = pytree.tree_leaves(trainer.predict_dataloaders)[dataloader_idx]
+        index, why = _samples(loader, batch_indices, position)
+        if index is None and "id" not in columns:
+            raise refusal(str(why))
         self._seen += rows
-        columns = {"index": index, **columns}
+        columns = {"position" if index is None else "index": position if index is None else index, **columns}
         if self._pending and _layout(columns) != _layout(self._pending[0]):
             self._flush(trainer.global_rank)
         self._pending.append(columns)
-        self._bytes += sum(value.nbytes for value in columns.values())
+        self._bytes += sum(map(_bytes_of, columns.values()))
         if self._bytes >= self.part_bytes:
             self._flush(trainer.global_rank)
 
@@ -111,14 +117,38 @@ class PredictionWriter(BasePredictionWriter):
     def _flush(self, rank: int) -> None:
         if not self._pending:
             return
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         name = f"loader{self._loader}-rank{rank}-part{self._parts:06d}.safetensors"
-        tensors = {key: value.contiguous() for key, value in join(self._pending).items()}
-        unfinished = self.directory / f".{name}.tmp"
-        save_file(tensors, unfinished, metadata={"format": FORMAT, "loader": str(self._loader)})
-        os.replace(unfinished, self.directory / name)  # noqa: PTH105 - replaces atomically
+        joined = join(self._pending)
+        tensors = {key: value.contiguous() for key, value in joined.items() if isinstance(value, Tensor)}
+        texts = [key for key, value in joined.items() if not isinstance(value, Tensor)]
+        tensors |= {key: _as_bytes(joined[key]) for key in texts}
+        tags = {"format": FORMAT, "loader": str(self._loader)} | ({"texts": json.dumps(texts)} if texts else {})
+        write_bytes(self.directory / name, save(tensors, metadata=tags))
         self._pending, self._bytes, self._parts = [], 0, self._parts + 1
+
+
+def _samples(loader: Any, batch_indices: Any, position: Tensor) -> tuple[Tensor | None, str | None]:
+    """Positions in the data set of the rows of a batch, or why they are not known."""
+    why = why_unknown(loader)
+    if why is not None:
+        return None, why
+    if batch_indices:
+        return named_samples(batch_indices, len(position))
+    kept_order = not isinstance(loader, DataLoader) or loader.batch_sampler is None
+    if kept_order or isinstance(loader.dataset, IterableDataset):
+        return position, None  # rows are dealt to processes in turn
+    return None, "Lightning does not tell which samples a batch is made of"
+
+
+def _bytes_of(value: Any) -> int:
+    return int(value.nbytes) if isinstance(value, Tensor) else sum(map(len, value))
+
+
+def _as_bytes(texts: list[str]) -> Tensor:
+    """Texts as one column of bytes: JSON, which knows where each ends."""
+    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
 
 
 def _columns(prediction: Any) -> dict[str, Tensor]:
@@ -128,20 +158,32 @@ def _columns(prediction: Any) -> dict[str, Tensor]:
             f"predictions must be a dictionary of tensors, as those of SelectiveInferenceTask; "
             f"got {type(prediction).__name__}"
         )
-    wrong = [name for name, value in prediction.items() if not isinstance(value, Tensor) or not value.ndim]
+    prediction = {name: value for name, value in prediction.items()}
+    wrong = [name for name, value in prediction.items() if not (_is_texts(value) or _has_rows(value))]
     if wrong:
         raise InvalidTypeError(
-            "only tensors with one row for each sample can be written; not so in the predictions: "
-            f"{', '.join(wrong)}. Let forward return a tensor"
+            "only tensors with one row for each sample, and lists of texts, can be written; not so in the "
+            f"predictions: {', '.join(wrong)}. Let forward return a tensor"
         )
     if len({len(value) for value in prediction.values()}) != 1:
-        shapes = {name: tuple(value.shape) for name, value in prediction.items()}
+        shapes = {name: tuple(getattr(value, "shape", (len(value),))) for name, value in prediction.items()}
         raise InvalidInputError(f"predictions must have one row for each sample; got {shapes}")
-    return {name: value.detach().cpu() for name, value in prediction.items()}
+    return {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in prediction.items()}
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _layout(columns: Columns) -> dict[str, Any]:
-    return {name: (value.shape[1:], value.dtype) for name, value in columns.items()}
+    return {
+        name: (value.shape[1:], value.dtype) if isinstance(value, Tensor) else "texts"
+        for name, value in columns.items()
+    }
 
 
 def _files(directory: Path) -> list[Path]:
@@ -161,7 +203,8 @@ def iter_predictions(directory: str | Path, loader: int = 0) -> Iterator[Columns
     Yields
     ------
     dict of str to Tensor
-        ``index`` and the columns of the predictions; in no particular order.
+        ``index`` (``position`` where only ``id`` tells samples from each other) and the columns of the
+        predictions; in no particular order.
 
     Raises
     ------
@@ -172,18 +215,25 @@ def iter_predictions(directory: str | Path, loader: int = 0) -> Iterator[Columns
     """
     from safetensors import SafetensorError, safe_open
 
-    paths = [path for path in _files(Path(directory)) if path.name.startswith(f"loader{loader}-")]
+    directory, loader = as_path(directory, "directory"), integer(loader, "loader", 0)
+    paths = [path for path in _files(directory) if path.name.startswith(f"loader{loader}-")]
     if not paths:
         raise InvalidInputError(f"{directory} holds no predictions of loader {loader}")
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
-                kind = (file.metadata() or {}).get("format")
-                columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                tags = file.metadata() or {}
+                columns: Columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise FileFormatError(f"{path} is damaged or no safetensors file: {error}") from error
-        if kind != FORMAT or "index" not in columns:
+        kind = tags.get("format")
+        if kind != FORMAT or not ({"index"} <= set(columns) or {"position", "id"} <= set(columns)):
             raise FileFormatError(f"{path} was not written by PredictionWriter: its format is {kind!r}")
+        try:
+            texts = json.loads(tags.get("texts", "[]"))
+            columns |= {name: json.loads(bytes(columns[name].tolist())) for name in texts}
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} is damaged: its texts cannot be read ({error})") from error
         yield columns
 
 
@@ -199,7 +249,9 @@ def read_predictions(directory: str | Path, loader: int = 0) -> Columns:
     -------
     dict of str to Tensor
         ``index`` and the columns of the predictions, one row for each index, also where several processes
-        predicted the same sample; lists where rows differ in shape.
+        predicted the same sample or a sampler drew it twice; lists where rows differ in shape, and of
+        texts. Where only ``id`` tells samples from each other there is no ``index``, and the order is that
+        of the loader.
 
     Raises
     ------
@@ -207,6 +259,11 @@ def read_predictions(directory: str | Path, loader: int = 0) -> Columns:
         As for :func:`iter_predictions`.
     """
     columns = join(list(iter_predictions(directory, loader)))
+    if "index" not in columns:
+        columns = take(columns, torch.argsort(columns.pop("position"), stable=True))
+        ids = columns["id"].tolist() if isinstance(columns["id"], Tensor) else columns["id"]
+        places = {name: place for place, name in reversed(list(enumerate(ids)))}
+        return take(columns, torch.tensor(sorted(places.values()), dtype=torch.int64))
     order = torch.argsort(columns["index"], stable=True)
     index = columns["index"][order]
     first = torch.ones(len(index), dtype=torch.bool)
