@@ -2,118 +2,136 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import inspect
-from collections.abc import Mapping
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from selkit.embeddings.identity import identity_of
 from selkit.embeddings.sources import Identity
-from selkit.errors import InvalidTypeError
-from selkit.utils.atomic import write_bytes
+from selkit.errors import InvalidTypeError, SelkitError
+from selkit.utils.atomic import UNFINISHED, _host, alive, write_bytes
 from selkit.utils.checks import as_path
+from selkit.utils.fingerprint import fingerprint
 
-_PLAIN = (str, int, float, bool, bytes, type(None))
+_FORMAT = "selkit-features-2"
 
 
 class FeatureCache:
     """One file for each batch, named by the content of model and batch.
 
-    A model is its parameters and buffers, the plain attributes of its modules, and their source where
-    Python can show it; a batch is all its tensors and plain values. A lookup therefore costs reading the
-    data, but not running the model.
+    A model is everything that it holds (see :func:`selkit.embeddings.identity.identity_of`); a batch is all
+    its tensors and values, so that data set, transform and order count as far as they decide it. A lookup
+    therefore costs reading the data, but not running the model. Every file carries a checksum; one that is
+    damaged is like a missing one: it is made anew.
 
     Parameters
     ----------
     directory
-        Made where it does not exist.
+        Made where it does not exist. What killed processes left unfinished is removed.
     identity
         Of a source: the module or bytes, and what else the features depend on.
 
     Raises
     ------
     InvalidTypeError
-        If they depend on a function, whose behaviour has no name.
+        If they depend on what cannot be told from others, such as an open file.
     """
 
     def __init__(self, directory: str | Path, identity: Identity) -> None:
-        model, options = identity
-        if any(callable(option) for option in options):
-            raise InvalidTypeError(
-                "a cache cannot tell what a function does: give pool= by name, or no cache="
-            )
         self.directory = as_path(directory, "cache")
+        self._identity = identity
+        self._model = identity_of(identity)
+        self._quick = identity_of(identity, quick=True)
+        self._open = True
+        self._written: list[Path] = []
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._model = hashlib.sha256(f"selkit 1 {torch.__version__} {options!r}".encode())
-        if isinstance(model, nn.Module):
-            _add_module(self._model, model)
-        else:
-            self._model.update(model)
+        _sweep(self.directory)
 
     def key(self, batch: Any) -> str:
-        """Name of the features of one batch."""
-        digest = self._model.copy()
-        _add(digest, batch)
-        return digest.hexdigest()
+        """Name of the features of one batch.
+
+        Raises
+        ------
+        InvalidTypeError
+            If the batch holds what cannot be told from others.
+        """
+        try:
+            return fingerprint(self._model, batch)
+        except (SelkitError, RecursionError) as error:
+            raise InvalidTypeError(
+                f"a cache cannot tell what a batch holds: {error}; let the loader yield tensors, arrays and "
+                "plain values, or give no cache="
+            ) from error
 
     def get(self, key: str) -> Tensor | None:
         """Features of a batch by its name, if they are there and whole."""
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         try:
-            return load_file(self.directory / f"{key}.safetensors")["features"]
-        except (FileNotFoundError, SafetensorError, KeyError):
-            return None  # a damaged file is like a missing one: it is made anew
+            content = (self.directory / f"{key}.safetensors").read_bytes()
+            features = load(content)["features"]
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            return None
+        # the whole file is compared: no byte of it is outside of the checksum
+        return features if content == _file(key, features) else None
 
     def put(self, key: str, features: Tensor) -> None:
-        """Keep the features of a batch; another process never sees half a file."""
-        from safetensors.torch import save
+        """Keep the features of a batch, if the model is still what it was; a file is whole or not there.
 
-        write_bytes(self.directory / f"{key}.safetensors", save({"features": features.contiguous()}))
+        Warns
+        -----
+        UserWarning
+            If the model changed while it ran: then what it gives depends on what it saw before.
+        """
+        if self._open and identity_of(self._identity, quick=True) != self._quick:
+            self._give_up()
+        if self._open:
+            path = self.directory / f"{key}.safetensors"
+            write_bytes(path, _file(key, features))
+            self._written.append(path)
 
+    def close(self) -> None:
+        """Keep nothing of this run if the model is not what it was, weights and all.
 
-def _add_module(digest: Any, model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__};".encode())
-        if not type(module).__module__.startswith("torch."):
-            with contextlib.suppress(OSError, TypeError):
-                digest.update(inspect.getsource(type(module)).encode())
-        for attribute, value in sorted(vars(module).items()):
-            if isinstance(value, _PLAIN) and attribute != "training":
-                digest.update(f"{attribute}={value!r};".encode())
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(name.encode())
-        _add(digest, tensor)
+        Warns
+        -----
+        UserWarning
+            As for :meth:`put`.
+        """
+        if self._open and self._written and identity_of(self._identity) != self._model:
+            self._give_up()
 
-
-def _add(digest: Any, value: Any) -> None:
-    """Take content and structure of a value into a digest."""
-    if isinstance(value, Tensor):
-        raw = value.detach().cpu().contiguous()
-        digest.update(f"tensor {raw.dtype} {tuple(raw.shape)};".encode())
-        digest.update(raw.reshape(-1).view(torch.uint8).numpy().data if raw.numel() else b"")
-    elif isinstance(value, np.ndarray) and value.dtype.kind != "O":
-        digest.update(f"array {value.dtype} {value.shape};".encode())
-        digest.update(np.ascontiguousarray(value).data)
-    elif isinstance(value, Mapping):
-        digest.update(f"mapping {len(value)};".encode())
-        for name, part in value.items():
-            digest.update(repr(name).encode())
-            _add(digest, part)
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"sequence {len(value)};".encode())
-        for part in value:
-            _add(digest, part)
-    elif isinstance(value, _PLAIN):
-        digest.update(f"{type(value).__name__} {value!r};".encode())
-    else:
-        raise InvalidTypeError(
-            f"a cache cannot tell what a {type(value).__name__} in a batch holds; let the loader yield "
-            "tensors, arrays and plain values, or give no cache="
+    def _give_up(self) -> None:
+        self._open = False
+        for path in self._written:
+            path.unlink(missing_ok=True)
+        warnings.warn(
+            f"nothing is kept in the cache: {type(self._identity[0]).__name__} changes while it runs, so "
+            "what it makes of a batch may depend on what it saw before. The features are right; to keep "
+            "them, let the model hold nothing that counts or collects",
+            stacklevel=2,
         )
+
+
+def _file(key: str, features: Tensor) -> bytes:
+    """The content of a file, the same for the same features."""
+    from safetensors.torch import save
+
+    features = features.detach().contiguous()
+    tensors = {"features": features}
+    digest = hashlib.sha256(key.encode() + save(tensors)).hexdigest()
+    return save(tensors, metadata={"selkit": f"{_FORMAT} {key} {digest}"})
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what dead processes of this machine have left unfinished."""
+    pattern = re.compile(rf"\.[0-9a-f]+\.safetensors\.{_host()}-(\d+)-\w+{re.escape(UNFINISHED)}")
+    for path in directory.glob(f".*{UNFINISHED}"):
+        found = pattern.fullmatch(path.name)
+        if found and not alive(int(found[1])):
+            path.unlink(missing_ok=True)

@@ -72,8 +72,9 @@ def extract(
     labels
         Keep the targets too.
     cache
-        Directory for features on disk. Each batch has its own file, named by the content of the model
-        and of the batch, so what changed is computed anew.
+        Directory for features on disk. Each batch has its own file, named by the content of the batch and
+        by everything that the model holds, with its code, so what changed is computed anew; a damaged file
+        too. What cannot be told from others, such as an open file that a model holds, is refused.
 
     Returns
     -------
@@ -144,6 +145,8 @@ def _run(
         values.append(found)
         if labels:
             targets.append(torch.as_tensor(target_of(batch, target_key)).cpu())
+    if store:
+        store.close()
     return values, targets
 
 

@@ -102,6 +102,11 @@ def _set_up(model: Any) -> None:
     _ready.add(model)
 
 
+def is_silenced(module: nn.Module, name: str) -> bool:
+    """Whether an attribute is what :func:`silent` put there."""
+    return vars(module).get(name) is _nowhere
+
+
 def _nowhere(*args: Any, **kwargs: Any) -> None:
     """Log nothing: there is no run."""
 

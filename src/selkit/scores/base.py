@@ -15,7 +15,7 @@ from selkit.embeddings.batches import Key
 from selkit.embeddings.extract import extract as extract_features
 from selkit.embeddings.sources import Pool, Want, run, source_of
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
-from selkit.scores.data import FitData, Given, checked, from_loaders, only_one, unpacked
+from selkit.scores.data import FitData, Given, checked, from_loaders, only_one, unpacked, without_ignored
 from selkit.scores.estimator import OutlierEstimator
 from selkit.scores.thresholds import Thresholds
 from selkit.utils.arrays import ArrayLike, as_labels, as_matrix, check_fraction
@@ -101,6 +101,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         target_key: Key = None,
         cache: str | Path | None = None,
         q: float | None = None,
+        ignore_index: int | None = -100,
     ) -> Self:
         """Fit on references, and score a calibration set if there is one.
 
@@ -128,6 +129,9 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         q
             Fit twice: the second time only on the fraction ``q`` of the references that the first fit
             finds least unusual.
+        ignore_index
+            A label that means that there is none, by default that of torch's losses: scores that learn from
+            labels leave out samples that have it. ``None`` for no such label.
 
         Returns
         -------
@@ -144,6 +148,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
             options = {"input_key": input_key, "target_key": target_key, "cache": cache}
             given = self._from_model(given, model, loaders, {"layer": layer, "pool": pool, **options})
         data = checked(given, self.feature, self._check_references, self._check)
+        data = without_ignored(data, ignore_index) if self._needs_labels() else data
         self._forget()
         self._where = {"layer": layer, "pool": pool}
         some = data.X if isinstance(data.X, Tensor) else data.Y

@@ -12,6 +12,7 @@ from selkit.embeddings.extract import extract
 from selkit.embeddings.sources import Want
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.utils.arrays import as_labels, as_tensor
+from selkit.utils.checks import integer
 
 FEATURES = ("embedding", "embeddings", "logit", "logits")
 LABELS = ("label", "labels", "prediction")
@@ -123,6 +124,34 @@ def checked(
     data.y = _labels(only_one(y=given.y, **{"X['label']": y_in}), "y", data.X)
     data.y_cal = _labels(only_one(y_cal=given.y_cal, **{"Y['label']": y_cal_in}), "y_cal", data.Y)
     return data
+
+
+def without_ignored(data: FitData, ignore_index: int | None) -> FitData:
+    """The samples that have a label, for scores that learn from labels.
+
+    Raises
+    ------
+    InvalidInputError
+        If no reference has one.
+    """
+    if ignore_index is None:
+        return data
+    value = integer(ignore_index, "ignore_index", -(2**63), 2**63 - 1)
+    return FitData(*_labelled(data.X, data.y, value), *_labelled(data.Y, data.y_cal, value))
+
+
+def _labelled(rows: Tensor | None, labels: Tensor | None, ignored: int) -> tuple[Tensor | None, Tensor | None]:
+    if not isinstance(rows, Tensor) or labels is None or labels.ndim != 1:
+        return rows, labels
+    known = labels != ignored
+    if bool(known.all()):
+        return rows, labels
+    if not bool(known.any()):
+        raise InvalidInputError(
+            f"all labels of the references are {ignored}, which means that they have none; give "
+            "ignore_index=None if it is a class"
+        )
+    return rows[known.to(rows.device)], labels[known]
 
 
 def _labels(values: Any, name: str, rows: Tensor | None) -> Tensor | None:
