@@ -137,7 +137,7 @@ def test_batches_of_all_kinds_and_what_has_no_content(tmp_path: Path) -> None:
         key = "image" if isinstance(batch, dict) else 0
         first = extract(model, [batch], cache=tmp_path, input_key=key).values
         assert torch.equal(extract(model, [batch], cache=tmp_path, input_key=key).values, first)
-    with pytest.raises(InvalidTypeError, match="a cache cannot tell what a batch holds: .*generator"):
+    with pytest.raises(InvalidTypeError, match=r"a cache cannot tell what a batch holds: .*generator"):
         extract(model, [(X, (i for i in "ab"))], cache=tmp_path, input_key=0)
 
 
@@ -291,7 +291,9 @@ def test_pool_functions_count_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("held", [lambda: (i for i in "ab"), threading.Lock])
 def test_what_cannot_be_pinned_down_is_refused(held: Any, tmp_path: Path) -> None:
     model = holding(lambda h: 1.0, held())
-    with pytest.raises(InvalidTypeError, match=r"a cache must know all .* cannot be told from others.*no cache="):
+    with pytest.raises(
+        InvalidTypeError, match=r"a cache must know all .* cannot be told from others.*no cache="
+    ):
         run(model, tmp_path)
 
 
@@ -303,7 +305,9 @@ def test_a_model_that_changes_while_it_runs_is_never_kept(tmp_path: Path) -> Non
 
     for quiet in (0, 1):
         model = Collecting(float(quiet))
-        with pytest.warns(UserWarning, match="nothing is kept in the cache: Collecting changes while it runs"):
+        with pytest.warns(
+            UserWarning, match="nothing is kept in the cache: Collecting changes while it runs"
+        ):
             found, _ = run(model, tmp_path)
         factors = torch.tensor([1.0, 2.0, 3.0]).repeat_interleave(4)[:, None] + quiet
         torch.testing.assert_close(found, model.inner(X).detach() * factors)

@@ -1,4 +1,4 @@
-"""Models as other libraries build them: heads called ``logits``, outputs with names, tuples, compiled code."""
+"""Models as other libraries build them: heads named ``logits``, outputs with names, tuples, compiled."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_a_head_that_the_model_does_not_end_in_is_unclear() -> None:
             return self.body(x)
 
     model = Probabilities()
-    with pytest.raises(InvalidInputError, match=r"Probabilities\.logits is a submodule \(Linear\), which runs"):
+    with pytest.raises(
+        InvalidInputError, match=r"Probabilities\.logits is a submodule \(Linear\), which runs"
+    ):
         TorchSource(model, "logits")(X)
     head = extract(model, [X], "logits", layer="logits").values
     torch.testing.assert_close(head, model.logits(torch.relu(model.body(X))).detach())
@@ -277,6 +279,6 @@ def test_arguments_of_a_wrong_kind(options: dict[str, Any], text: str) -> None:
 def test_scores_take_all_of_this() -> None:
     model = Recurrent()
     loaders = {"train": X.split(8), "val": X.split(8)}
-    pool = lambda output: output[0][:, -1]  # noqa: E731
+    pool = lambda output: output[0][:, -1]
     score = EuclideanScore().fit(model=model, loaders=loaders, layer="lstm", pool=pool)
     assert score.extract(model, X[:1]).shape == (1, 3)

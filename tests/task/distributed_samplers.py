@@ -1,4 +1,4 @@
-"""Tests and predictions of two processes under several samplers; test_distributed_samplers runs it as a script."""
+"""Tests and predictions of two processes under several samplers, as a script."""
 
 from __future__ import annotations
 

@@ -230,9 +230,13 @@ def test_every_hook_is_called_in_its_own_order():
         plain, wrapped = kind(), kind()
         x, target = data(20)
         quiet = {} if run == "predict" else {"verbose": False}
-        getattr(trainer(), run)(plain, DataLoader(x if run == "predict" else TensorDataset(x, target)), **quiet)
+        getattr(trainer(), run)(
+            plain, DataLoader(x if run == "predict" else TensorDataset(x, target)), **quiet
+        )
         task = SelectiveInferenceTask(wrapped, fitted(x))
-        getattr(trainer(), run)(task, DataLoader(x if run == "predict" else TensorDataset(x, target)), **quiet)
+        getattr(trainer(), run)(
+            task, DataLoader(x if run == "predict" else TensorDataset(x, target)), **quiet
+        )
         assert collections.Counter(wrapped.called) == collections.Counter(plain.called)
         assert wrapped.called == plain.called
 

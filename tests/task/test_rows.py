@@ -4,9 +4,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
-from selkit.task.rows import counter_of
+from selkit.task.rows import counter_of, listened
 
 
 @hypothesis.given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.booleans())
@@ -48,3 +48,24 @@ def test_loaders_without_a_distributed_sampler_are_said_to_count_twice():
             counter = counter_of(loader, 2, 1)
         first, fresh = counter.take(3)
         assert torch.equal(counter.numbers(first, fresh), torch.tensor([1, 3, 5]))
+
+
+@hypothesis.given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 5))
+def test_every_row_is_fresh_once_where_a_batch_sampler_reorders(rows, processes, batch):
+    class Backwards(BatchSampler):
+        def __iter__(self):
+            return iter(list(super().__iter__())[::-1])
+
+    kept, seen = [], 0
+    for rank in range(processes):
+        sampler = DistributedSampler(range(rows), processes, rank, shuffle=True)
+        loader = listened(DataLoader(range(rows), batch_sampler=Backwards(sampler, batch, False)))
+        counter = counter_of(loader, processes, rank)
+        for values in loader:
+            first, count = counter.take(len(values))
+            samples = counter.samples(first, len(values))
+            assert torch.equal(samples, values)
+            kept += values[counter.fresh(samples, count)].tolist()
+            seen += len(values)
+    assert sorted(kept) == list(range(rows))
+    assert seen >= rows

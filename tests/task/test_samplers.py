@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from sampler_cases import ROWS, Foreign, Model, Numbered, loaders, score
 from torch.utils.data import DataLoader
 
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.report import from_test, write_report
 from selkit.task import PredictionWriter, SelectiveInferenceTask, read_predictions
-from sampler_cases import ROWS, Foreign, Model, Numbered, loaders, score
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*shuffling enabled.*", "ignore:.*does not have many workers.*", "ignore:.*batch sampler.*"
@@ -103,7 +103,11 @@ class Whole(Numbered):
     def __getitem__(self, i):
         numbers = [3 * i, 3 * i + 1, 3 * i + 2]
         parts = [super(Whole, self).__getitem__(n) for n in numbers]
-        return [torch.stack([p[0] for p in parts]), torch.tensor([p[1] for p in parts]), [p[2] for p in parts]]
+        return [
+            torch.stack([p[0] for p in parts]),
+            torch.tensor([p[1] for p in parts]),
+            [p[2] for p in parts],
+        ]
 
     def __len__(self):
         return 7

@@ -1,4 +1,4 @@
-"""Samples and losses that cannot be used are counted, and precision, shapes and ignored labels change nothing."""
+"""Samples and losses that cannot be used are counted; precision, shapes and ignored labels change nothing."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def test_samples_with_nan_are_rejected_and_counted(batch):
     assert torch.equal(outputs["selected"], selected)
     assert torch.isinf(outputs["score"][bad]).all()
     known = x[:, 3:].double().norm(dim=1)
-    orders = [known.masked_scatter(~good, 1e9 + torch.tensor(order).double()) for order in permutations(range(4))]
+    orders = [
+        known.masked_scatter(~good, 1e9 + torch.tensor(order).double()) for order in permutations(range(4))
+    ]
     tied = np.mean([area(order, right != target) for order in orders])
     assert logged["rc/aurc"] == pytest.approx(tied)
     predicted = trainer().predict(task, loader(x, target, batch))
@@ -115,7 +117,9 @@ def test_samples_with_nan_are_rejected_and_counted(batch):
 def test_it_is_said_and_the_naive_way_ends():
     x, target = data()
     x[:, 5][[1, 2]] = torch.nan
-    with pytest.warns(UserWarning, match="2 samples were rejected because their embedding or logits hold NaN"):
+    with pytest.warns(
+        UserWarning, match="2 samples were rejected because their embedding or logits hold NaN"
+    ):
         run(SelectiveInferenceTask(Classifier(), score()), x, target)
     with pytest.raises(InvalidInputError, match="NaN"):
         score().select(x[:, 3:])
@@ -242,7 +246,9 @@ def test_a_last_batch_of_one_after_squeeze(batch):
         Squeezing(MeanSquaredError()), score(), loss=squared_error, acc_test_outputs=True
     )
     logged = run(task, x, target.float(), batch)
-    assert logged["full/MeanSquaredError"] == pytest.approx(float((x[:, 0] - target).square().mean()), rel=1e-5)
+    assert logged["full/MeanSquaredError"] == pytest.approx(
+        float((x[:, 0] - target).square().mean()), rel=1e-5
+    )
     assert logged["rc/aurc"] == pytest.approx(
         area(x[:, 3:].norm(dim=1), (x[:, 0] - target).square()), rel=1e-5
     )
@@ -263,9 +269,7 @@ def test_regression_with_whole_targets(inside):
     assert logged["full/MeanSquaredError"] == pytest.approx(expected, rel=1e-5)
     assert not [name for name in logged if name.startswith("rc/")]
     logged = run(SelectiveInferenceTask(model, score(), loss=absolute_error), x, target)
-    assert logged["rc/aurc"] == pytest.approx(
-        area(x[:, 3:].norm(dim=1), (model(x) - target).abs()), rel=1e-5
-    )
+    assert logged["rc/aurc"] == pytest.approx(area(x[:, 3:].norm(dim=1), (model(x) - target).abs()), rel=1e-5)
 
 
 class OwnMetric(Metric):
@@ -303,7 +307,7 @@ def test_a_loss_that_one_batch_has_and_another_has_not_is_none():
 
 
 def ignored_data():
-    x, target = data()
+    x, _ = data()
     missing = torch.arange(90) % 3 == 0
     wrong = torch.where(missing, -100, x[:, :3].argmax(1))
     return x, wrong, ~missing
@@ -364,7 +368,9 @@ def test_losses_over_what_counts():
     masks = functools.partial(dice_loss, ignore_index=255)
     x, _ = data(4)
     task = SelectiveInferenceTask(
-        Masks(), EuclideanScore(k=1).fit(X=torch.zeros(1, 4)).set_threshold(1, scores=torch.ones(1)), loss=masks
+        Masks(),
+        EuclideanScore(k=1).fit(X=torch.zeros(1, 4)).set_threshold(1, scores=torch.ones(1)),
+        loss=masks,
     )
     target = torch.tensor([[0, 1, 255], [255, 255, 255], [0, 0, 1], [1, 1, 255]])
     logged = run(task, x, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -159,12 +159,12 @@ def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
         changed = {name: change(part) for name, part in value.items()}
         if type(value) is dict or not hasattr(value, "__setitem__"):
             return changed
-        same = copy.copy(value)
+        same: Any = copy.copy(value)
         for name, part in changed.items():
             same[name] = part
         return same
     if dataclasses.is_dataclass(value):
-        same = copy.copy(value)
+        same = copy.copy(cast("Any", value))
         for field in dataclasses.fields(value):
             object.__setattr__(same, field.name, change(getattr(value, field.name)))
         return same
@@ -175,8 +175,10 @@ def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def rows_of(value: Any) -> int | None:
-    """Number of samples: the length of the first axis of the first tensor inside, if there is one; else the
-    length of the first list of plain values."""
+    """Number of samples: the length of the first axis of the first tensor inside, if there is one.
+
+    Without a tensor it is the length of the first list of plain values.
+    """
     if isinstance(value, Tensor):
         return value.shape[0] if value.ndim else None
     if hasattr(value, "shape"):
@@ -192,7 +194,7 @@ def rows_of(value: Any) -> int | None:
     return len(columns[0]) if found is None and columns else found
 
 
-def take_rows(value: Any, rows: slice, count: int | None = None) -> Any:
+def take_rows(value: Any, rows: slice | Tensor, count: int | None = None) -> Any:
     """The same structure with only some of its samples.
 
     Parameters
@@ -200,18 +202,23 @@ def take_rows(value: Any, rows: slice, count: int | None = None) -> Any:
     value
         A tensor, an array, or a structure of them.
     rows
-        Which samples.
+        Which samples, a slice or positions ``(K,)``.
     count
         How many samples there are; lists of as many plain values are cut too.
     """
     count = rows_of(value) if count is None else count
-    if isinstance(value, Tensor) or hasattr(value, "shape"):
-        return value[rows] if value.ndim else value
+    if isinstance(value, Tensor):
+        where = rows.to(value.device) if isinstance(rows, Tensor) else rows
+        return value[where] if value.ndim else value
+    if hasattr(value, "shape"):
+        return value[rows.numpy() if isinstance(rows, Tensor) else rows] if len(value.shape) else value
     parts = _parts(value)
     if parts is None:
         return value
     if _is_column(parts) and not isinstance(value, Mapping):
-        return value[rows] if len(parts) == count and isinstance(value, (list, tuple)) else value
+        if len(parts) != count or not isinstance(value, (list, tuple)):
+            return value
+        return [value[i] for i in rows.tolist()] if isinstance(rows, Tensor) else value[rows]
     return _rebuilt(value, lambda part: take_rows(part, rows, count))
 
 

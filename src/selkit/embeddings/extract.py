@@ -129,7 +129,7 @@ def _run(
     values: list[Tensor] = []
     targets: list[Tensor] = []
     reading: Reading | None = None
-    total = len(loader) if has_length(loader) else None
+    total = length_of(loader)
     for raw in track(loader, f"{want}s" if want == "embedding" else want, total):
         key = store.key((raw, input_key)) if store else ""  # before a hook writes into the batch
         batch = moved(owner, raw)
@@ -150,12 +150,9 @@ def _run(
     return values, targets
 
 
-def has_length(loader: Iterable[Any]) -> bool:
-    """Whether a loader can say how many batches it has; one of a stream of data raises when it is asked."""
-    if not isinstance(loader, Sized):
-        return False
+def length_of(loader: Iterable[Any]) -> int | None:
+    """How many batches a loader has, if it can say; one of a stream of data raises when it is asked."""
     try:
-        len(loader)
+        return len(loader) if isinstance(loader, Sized) else None
     except TypeError:
-        return False
-    return True
+        return None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from selkit.embeddings.lightning import is_silenced
 from selkit.embeddings.sources import Identity
@@ -22,8 +23,8 @@ _APART = frozenset(
     str.split(
         "training _modules _parameters _buffers _compiled_call_impl _backward_hooks _backward_pre_hooks "
         "_is_full_backward_hook _state_dict_hooks _state_dict_pre_hooks _load_state_dict_pre_hooks "
-        "_load_state_dict_post_hooks _non_persistent_buffers_set _trainer _fabric _fabric_optimizers _fx_name "
-        "_current_fx_name _param_requires_grad_state _metric_attributes _compiler_ctx _device_mesh _device "
+        "_load_state_dict_post_hooks _non_persistent_buffers_set _trainer _fabric _fabric_optimizers "
+        "_fx_name _current_fx_name _param_requires_grad_state _metric_attributes _compiler_ctx _device_mesh _device "
         "_dtype _jit_is_scripting _hparams_initial _log_hyperparams _example_input_array "
         "_automatic_optimization _strict_loading prepare_data_per_node "
         "allow_zero_length_dataloader_with_multiple_devices _flat_weights _flat_weight_refs"
@@ -66,8 +67,8 @@ def identity_of(source: Identity, *, quick: bool = False) -> str:
         return fingerprint(settings, options, parts)
     except (SelkitError, RecursionError) as error:
         raise InvalidTypeError(
-            f"a cache must know all that a model's features depend on, but of {type(model).__name__} {error}. "
-            "Hold plain values, tensors, arrays or functions of your own there, or give no cache="
+            f"a cache must know all that a model's features depend on, but of {type(model).__name__} "
+            f"{error}. Hold plain values, tensors, arrays or functions of your own there, or give no cache="
         ) from error
 
 
@@ -86,7 +87,7 @@ def _parts(model: nn.Module, *, quick: bool) -> Iterator[tuple[str, Any]]:
             if key not in _APART and not key.startswith("_forward_") and not is_silenced(module, key):
                 yield f"{name}: {key}", value
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
                 raise InvalidInputError(f"{name}.{key} has no values yet; run the model once")
             yield f"{name}: {key}", _quick(tensor) if quick and isinstance(tensor, Tensor) else tensor
 
@@ -108,6 +109,6 @@ def _class(module: nn.Module) -> Any:
 def _script(module: torch.jit.ScriptModule) -> list[tuple[str, bytes]]:
     """The files of a scripted module, whose state only torch can read."""
     buffer = io.BytesIO()
-    torch.jit.save(module, buffer)  # type: ignore[no-untyped-call]
+    torch.jit.save(module, buffer)
     with zipfile.ZipFile(buffer) as archive:
         return [(entry.partition("/")[2], archive.read(entry)) for entry in sorted(archive.namelist())]

@@ -200,7 +200,9 @@ class TorchSource:
     def _checked_by_head(self, inputs: Any, head: nn.Module, name: str) -> Any:
         """The model's output, if it is that of its head."""
         output, caught = _caught(self.model, head, inputs)
-        if len(caught) == 1 and _same(tensor_of(output, "logits", name), tensor_of(caught[0], "logits", name)):
+        if len(caught) == 1 and _same(
+            tensor_of(output, "logits", name), tensor_of(caught[0], "logits", name)
+        ):
             return output
         why = "runs and gives something else" if caught else "does not run"
         raise InvalidInputError(
@@ -280,7 +282,7 @@ def _first_argument(function: Any) -> str | None:
 
 
 def _refuse_features(model: nn.Module, logits: Any, name: str) -> None:
-    """Refuse a method ``logits(features)``, which other libraries have: it does not take the model's input."""
+    """Refuse a method ``logits(features)``, which other libraries have: it takes no input of the model."""
     argument = _first_argument(logits)
     if argument in _FEATURE_NAMES and argument != _first_argument(_original(model).forward):
         raise InvalidInputError(

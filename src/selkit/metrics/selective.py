@@ -172,11 +172,11 @@ class SelectiveMetric(Metric):
             if not n:
                 continue
             mine = values if index is None or n == len(mask) else [_rows(v, index, len(mask)) for v in values]
-            mine = self._decidable(mine, n)
-            if mine is None:
+            decidable = self._decidable(mine, n)
+            if decidable is None:
                 continue
-            named = dict(zip(kwargs, mine[len(args) :], strict=True))
-            getattr(self, scope).update(*mine[: len(args)], **named)
+            named = dict(zip(kwargs, decidable[len(args) :], strict=True))
+            getattr(self, scope).update(*decidable[: len(args)], **named)
 
     def _decidable(self, values: list[Any], rows: int) -> list[Any] | None:
         """Without rows whose prediction is NaN, for metrics that would then take all others for logits."""

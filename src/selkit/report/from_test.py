@@ -141,7 +141,9 @@ def _of_samples(name: str, values: Any, columns: Mapping[str, Any]) -> Callable[
         ids = _listed(columns["id"])
         missing = [key for key in ids if key not in values]
         if missing:
-            raise InvalidInputError(f"{name} has no entry for {len(missing)} samples, such as {missing[0]!r}.")
+            raise InvalidInputError(
+                f"{name} has no entry for {len(missing)} samples, such as {missing[0]!r}."
+            )
         return lambda i: values[ids[i]]
     if not count:
         return lambda i: values[i]

@@ -140,7 +140,9 @@ def without_ignored(data: FitData, ignore_index: int | None) -> FitData:
     return FitData(*_labelled(data.X, data.y, value), *_labelled(data.Y, data.y_cal, value))
 
 
-def _labelled(rows: Tensor | None, labels: Tensor | None, ignored: int) -> tuple[Tensor | None, Tensor | None]:
+def _labelled(
+    rows: Tensor | None, labels: Tensor | None, ignored: int
+) -> tuple[Tensor | None, Tensor | None]:
     if not isinstance(rows, Tensor) or labels is None or labels.ndim != 1:
         return rows, labels
     known = labels != ignored

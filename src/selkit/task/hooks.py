@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -13,7 +13,16 @@ from torchmetrics import Metric, MetricCollection
 from selkit.embeddings.lightning import TRANSFER_HOOKS, base_of, overrides
 
 _STAGES = ("test", "validation", "predict")
-_PLACES = ("start", "end", "batch_start", "batch_end", "epoch_start", "epoch_end", "model_eval", "model_train")
+_PLACES = (
+    "start",
+    "end",
+    "batch_start",
+    "batch_end",
+    "epoch_start",
+    "epoch_end",
+    "model_eval",
+    "model_train",
+)
 HANDED_ON = (
     *TRANSFER_HOOKS,
     *("prepare_data", "configure_model", "configure_callbacks", "setup", "teardown"),
@@ -72,11 +81,11 @@ class HandsOn(LightningModule):
         if not overrides(self.task, hook):
             return
         if stage == "test" and base is not None and base is getattr(self.task, "test_metrics", None):
-            _fill(base, full)
+            _fill(cast("Metric | MetricCollection", base), full)
         try:
             getattr(self.task, hook)()
         # the hook may need what a step of their own collects, and the numbers here are complete without it
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a user's hook may raise what it likes
             warnings.warn(
                 f"{type(self.task).__name__}.{hook} failed ({type(error).__name__}: {error}); what its own "
                 f"{stage}_step collects is not there, because that is not used",

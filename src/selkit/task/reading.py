@@ -31,7 +31,9 @@ def features_of(task: Any, batch: Any, readings: dict[str, Reading]) -> tuple[An
     name = getattr(score, "feature", "embedding")
     method = getattr(model, "embed" if name == "embedding" else name, None)
     function = model if getattr(score, "_where", {}).get("layer") is not None else method or model
-    features = _given(lambda inputs: score.extract(model, inputs), batch, key, function, readings, "score", model)
+    features = _given(
+        lambda inputs: score.extract(model, inputs), batch, key, function, readings, "score", model
+    )
     output = _given(lambda inputs: call(model, inputs), batch, key, model, readings, "forward", model)
     return features, output
 
@@ -74,8 +76,10 @@ def _given(  # noqa: PLR0917 - one call for each of two parts
         if found is None:
             raise
         return found  # in a form of its own, which metrics may know
-    return found if readings[part] == "input" and found is not None else _given(
-        function, batch, key, signature, readings, part, model
+    return (
+        found
+        if readings[part] == "input" and found is not None
+        else _given(function, batch, key, signature, readings, part, model)
     )
 
 

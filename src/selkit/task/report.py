@@ -94,7 +94,6 @@ class SelectionReport(nn.Module):
             values |= {name: found[name] for name in ("roi/discoveries", "roi/mean_discoveries")}
         return values
 
-
     def warn(self) -> None:
         """Say how many samples were rejected, and losses left out, because they are not finite."""
         samples, losses = (int(self.bad.get(name, 0)) for name in ("samples", "losses"))

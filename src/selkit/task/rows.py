@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
 from selkit.errors import InvalidInputError
 
@@ -29,6 +29,11 @@ class HeardBatches:
     def __init__(self, batch_sampler: Any) -> None:
         self._batch_sampler = batch_sampler
         self.heard: collections.deque[list[Any]] = collections.deque()
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether batches are cut from the sampler's sequence as it comes."""
+        return type(self._batch_sampler) is BatchSampler
 
     def __iter__(self) -> Iterator[list[Any]]:
         self.heard.clear()
@@ -95,9 +100,8 @@ def why_unknown(loader: Any) -> str | None:
     if loader.num_workers > 1 and not getattr(loader, "in_order", True):
         return "its workers hand over batches in any order (in_order=False)"
     if loader.batch_sampler is None and not isinstance(loader.sampler, SequentialSampler):
-        return (
-            f"its data set makes whole batches (batch_size=None) that a {type(loader.sampler).__name__} orders"
-        )
+        kind = type(loader.sampler).__name__
+        return f"its data set makes whole batches (batch_size=None) that a {kind} orders"
     return None
 
 
@@ -125,6 +129,9 @@ class RowCounter:
         What the batch sampler has named, if it was listened to.
     unknown
         Why rows cannot be told from each other; ``None`` where they can.
+    repeated
+        Samples that this process has only so that all have equally many, where a batch sampler may hand them
+        over at any place; ``None`` where they come last.
     """
 
     total: int = sys.maxsize
@@ -133,6 +140,7 @@ class RowCounter:
     seen: int = 0
     batches: HeardBatches | None = None
     unknown: str | None = None
+    repeated: collections.Counter[int] | None = None
 
     def take(self, rows: int) -> tuple[int, int]:
         """Count a batch.
@@ -153,12 +161,32 @@ class RowCounter:
         fresh = max(0, -(-(self.total - first) // self.processes))
         return first, min(rows, fresh)
 
+    def fresh(self, samples: Tensor | None, count: int) -> Tensor | slice:
+        """Which rows of a batch are no repetitions.
+
+        Parameters
+        ----------
+        samples
+            Positions of all rows of the batch in the data set, if they are known.
+        count
+            What :meth:`take` gave.
+        """
+        if self.repeated is None or samples is None:
+            return slice(count)
+        kept = []
+        for row, sample in enumerate(samples.tolist()):
+            if self.repeated[sample] > 0:
+                self.repeated[sample] -= 1
+            else:
+                kept.append(row)
+        return torch.tensor(kept, dtype=torch.int64)
+
     def numbers(self, first: int, rows: int) -> Tensor:
         """Numbers of ``rows`` rows from ``first`` on in the order of the loaders, int64."""
         return first + self.processes * torch.arange(rows)
 
-    def samples(self, first: int, rows: int, fresh: int) -> Tensor | None:
-        """Positions in the data set of the first ``fresh`` of the ``rows`` rows that were just taken.
+    def samples(self, first: int, rows: int) -> Tensor | None:
+        """Positions in the data set of the ``rows`` rows that were just taken.
 
         Returns
         -------
@@ -168,12 +196,12 @@ class RowCounter:
         if self.unknown:
             return None
         if self.batches is None:
-            return self.numbers(first, fresh)
+            return self.numbers(first, rows)
         if not self.batches.heard:
             self.unknown = "its batch sampler was not asked for this batch"
             return None
         found, self.unknown = named_samples(self.batches.heard.popleft(), rows)
-        return None if found is None else found[:fresh]
+        return found
 
 
 def named_samples(named: Sequence[Any], rows: int) -> tuple[Tensor | None, str | None]:
@@ -237,7 +265,14 @@ def counter_of(loader: Iterable[Any], processes: int, rank: int) -> RowCounter:
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     if isinstance(sampler, DistributedSampler):
         total = len(sampler.dataset)  # type: ignore[arg-type]
-        return RowCounter(total, sampler.num_replicas, sampler.rank, batches=heard, unknown=unknown)
+        repeated = None
+        if heard is not None and not heard.keeps_order and type(sampler) is DistributedSampler:
+            mine = list(sampler)  # the same again: it starts from its seed
+            last = max(0, -(-(total - sampler.rank) // sampler.num_replicas))
+            repeated = collections.Counter(mine[last:])
+        return RowCounter(
+            total, sampler.num_replicas, sampler.rank, batches=heard, unknown=unknown, repeated=repeated
+        )
     warnings.warn(
         f"{type(loader).__name__} has no DistributedSampler, so rows that several processes see cannot be "
         "told from others and count once for each process; let Lightning insert the sampler "

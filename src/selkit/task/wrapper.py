@@ -150,7 +150,12 @@ class SelectiveInferenceTask(HandsOn):
         self._extracts = callable(extracting) and not isinstance(extracting, nn.Module)
         self._conditions = (Conditions(accepted_by, score, task, extracts=self._extracts),)
         self._roi_test = (roi_test,)  # a tuple, so that it is not registered as a submodule and moved
-        self.input_key, self.target_key, self.group_key, self.id_key = input_key, target_key, group_key, id_key
+        self.input_key, self.target_key, self.group_key, self.id_key = (
+            input_key,
+            target_key,
+            group_key,
+            id_key,
+        )
         for name in ("input_key", "target_key", "group_key", "id_key"):
             check_key(getattr(self, name), name)
         self.activation, self.loss = activation_of(activation), loss
@@ -212,7 +217,7 @@ class SelectiveInferenceTask(HandsOn):
         return {"predictions": predictions, **selection}
 
     def _of_batch(self, batch: Any, groups: Any) -> tuple[dict[str, Any], Any]:
-        """Predictions with selection, and targets if the model gives them, of a batch as a loader yields it."""
+        """Predictions with selection of a batch as a loader yields it, and targets if the model gives them."""
         if self._extracts:
             return self._extract(batch, groups)
         features, output = features_of(self, batch, self._readings)
@@ -311,13 +316,17 @@ class SelectiveInferenceTask(HandsOn):
         target = target_of(batch, self.target_key) if target is None else target
         rows = len(outputs["selected"])
         ids = ids_of(batch, self.id_key, rows)
-        first, fresh = self._rows[loader].take(rows)
-        samples = self._rows[loader].samples(first, rows, fresh)
+        counter = self._rows[loader]
+        first, count = counter.take(rows)
+        samples, position = counter.samples(first, rows), counter.numbers(first, rows)
+        part = counter.fresh(samples, count)
+        fresh = len(part) if isinstance(part, Tensor) else count
         if fresh < rows:  # the rest are repetitions of the sampler
             if not fresh:
                 return result
-            part = slice(fresh)
-            x, target, outputs, ids = (take_rows(v, part, rows) for v in (x, target, outputs, ids))
+            x, target, outputs, ids, samples, position = (
+                take_rows(v, part, rows) for v in (x, target, outputs, ids, samples, position)
+            )
             groups = None if groups is None else take_rows(groups, part, rows)
         with usual_precision():
             preds, target = widened(outputs["predictions"]), widened(target)
@@ -327,7 +336,6 @@ class SelectiveInferenceTask(HandsOn):
             for place in (0,) if len(self._reports) == 1 else (0, loader + 1):
                 self._report(place).update(preds, target, outputs, loss, regions)
         if keep:
-            position = self._rows[loader].numbers(first, fresh)
             columns = {"position": position, "index": samples, **({} if ids is None else {"id": ids})}
             columns |= {name: outputs[name] for name in result} | {"target": target}
             columns |= {} if loss is None else {"loss": loss[0]}
@@ -377,7 +385,9 @@ class SelectiveInferenceTask(HandsOn):
             values = self._report(place).compute(without_loss=without_loss)
             self.results |= {f"{name}{suffix}": value for name, value in values.items()}
         if without_loss:
-            self._kept = [[{k: v for k, v in p.items() if k != "loss"} for p in parts] for parts in self._kept]
+            self._kept = [
+                [{k: v for k, v in p.items() if k != "loss"} for p in parts] for parts in self._kept
+            ]
         # equal in all processes: the largest is the value itself, where a mean would round
         self.log_dict(scalars(self.results), sync_dist=True, reduce_fx="max", add_dataloader_idx=False)
         if without_loss:

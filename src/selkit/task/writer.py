@@ -59,7 +59,10 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         super().__init__(write_interval="batch")
         self.directory = as_path(directory, "directory")
-        self.part_bytes, self.overwrite = integer(part_bytes, "part_bytes", 1), boolean(overwrite, "overwrite")
+        self.part_bytes, self.overwrite = (
+            integer(part_bytes, "part_bytes", 1),
+            boolean(overwrite, "overwrite"),
+        )
         self._pending: list[Columns] = []
         self._bytes = self._parts = self._seen = self._loader = 0
 
@@ -124,7 +127,9 @@ class PredictionWriter(BasePredictionWriter):
         tensors = {key: value.contiguous() for key, value in joined.items() if isinstance(value, Tensor)}
         texts = [key for key, value in joined.items() if not isinstance(value, Tensor)]
         tensors |= {key: _as_bytes(joined[key]) for key in texts}
-        tags = {"format": FORMAT, "loader": str(self._loader)} | ({"texts": json.dumps(texts)} if texts else {})
+        tags = {"format": FORMAT, "loader": str(self._loader)} | (
+            {"texts": json.dumps(texts)} if texts else {}
+        )
         write_bytes(self.directory / name, save(tensors, metadata=tags))
         self._pending, self._bytes, self._parts = [], 0, self._parts + 1
 
@@ -158,7 +163,7 @@ def _columns(prediction: Any) -> dict[str, Tensor]:
             f"predictions must be a dictionary of tensors, as those of SelectiveInferenceTask; "
             f"got {type(prediction).__name__}"
         )
-    prediction = {name: value for name, value in prediction.items()}
+    prediction = dict(prediction)
     wrong = [name for name, value in prediction.items() if not (_is_texts(value) or _has_rows(value))]
     if wrong:
         raise InvalidTypeError(
@@ -168,7 +173,10 @@ def _columns(prediction: Any) -> dict[str, Tensor]:
     if len({len(value) for value in prediction.values()}) != 1:
         shapes = {name: tuple(getattr(value, "shape", (len(value),))) for name, value in prediction.items()}
         raise InvalidInputError(f"predictions must have one row for each sample; got {shapes}")
-    return {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in prediction.items()}
+    return {
+        name: value.detach().cpu() if isinstance(value, Tensor) else value
+        for name, value in prediction.items()
+    }
 
 
 def _is_texts(value: Any) -> bool:
