@@ -94,3 +94,35 @@ def test_what_is_not_a_usable_model_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidTypeError, match=r"the model's input is tensor\(int64\)"):
         extract(whole, [X])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, 10])
+def test_a_fixed_batch_gives_each_sample_its_own_row(rows: int) -> None:
+    """Whatever the other samples of its piece, and however the last piece was filled up."""
+    found = OnnxSource(model("4"), layer="r")(X[:rows])
+    torch.testing.assert_close(found, hidden(X[:rows]))
+
+
+def test_values_without_a_row_for_each_sample_are_refused() -> None:
+    summed = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[4, 6] x) => (float[1, 6] y) '
+        "{ y = ReduceMean<axes = [0]>(x) }"
+    )
+    with pytest.raises(InvalidInputError, match=r"'y' has the shape \(1, 6\) for 4 samples"):
+        extract(summed, [X], layer="y")
+    flat = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 6] x) => (float[1, M] y) '
+        "<int64[2] s = {1, -1}> { y = Reshape(x, s) }"
+    )
+    with pytest.raises(InvalidInputError, match=r"'y' has the shape \(1, 60\) for 10 samples"):
+        extract(flat, [X], layer="y")
+    with pytest.raises(InvalidInputError, match=r"the batch is empty: its shape is \(0, 6\)"):
+        OnnxSource(model("4"), layer="r")(X[:0])
+    with pytest.raises(
+        InvalidInputError, match=r"onnxruntime cannot run the model, which takes .* shape \(10, 5\)"
+    ):
+        OnnxSource(model(), layer="r")(X[:, :5])
+    broken = model()
+    broken.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(InvalidInputError, match="onnxruntime cannot load the model"):
+        OnnxSource(broken, layer="r")

@@ -24,8 +24,8 @@ _APART = frozenset(
         "training _modules _parameters _buffers _compiled_call_impl _backward_hooks _backward_pre_hooks "
         "_is_full_backward_hook _state_dict_hooks _state_dict_pre_hooks _load_state_dict_pre_hooks "
         "_load_state_dict_post_hooks _non_persistent_buffers_set _trainer _fabric _fabric_optimizers "
-        "_fx_name _current_fx_name _param_requires_grad_state _metric_attributes _compiler_ctx _device_mesh _device "
-        "_dtype _jit_is_scripting _hparams_initial _log_hyperparams _example_input_array "
+        "_fx_name _current_fx_name _param_requires_grad_state _metric_attributes _compiler_ctx _device_mesh "
+        "_device _dtype _jit_is_scripting _hparams_initial _log_hyperparams _example_input_array "
         "_automatic_optimization _strict_loading prepare_data_per_node "
         "allow_zero_length_dataloader_with_multiple_devices _flat_weights _flat_weight_refs"
     )

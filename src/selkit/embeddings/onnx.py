@@ -83,7 +83,11 @@ class OnnxSource:
         self.content = _with_output(proto, self.layer).SerializeToString()
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(self.content, options, providers=ort.get_available_providers())
+        try:
+            providers = ort.get_available_providers()
+            self._session = ort.InferenceSession(self.content, options, providers=providers)
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise InvalidInputError(f"onnxruntime cannot load the model: {error}") from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise InvalidInputError(
@@ -112,13 +116,28 @@ class OnnxSource:
         shape = self._input.shape
         if array.ndim != len(shape):
             raise InvalidInputError(f"the model takes {shape}; got an array of shape {array.shape}")
-        fixed = shape[0] if isinstance(shape[0], int) else None
-        parts = [self._run(array)] if fixed in (None, len(array)) else list(self._pieces(array, fixed or 1))
+        if not len(array):
+            raise InvalidInputError(f"the batch is empty: its shape is {array.shape}")
+        fixed = shape[0] if shape and isinstance(shape[0], int) else None
+        whole = fixed is None or fixed == len(array)
+        parts = [self._run(array)] if whole else list(self._pieces(array, fixed or 1))
         features = torch.from_numpy(np.concatenate(parts)).to(inputs.device)
         return pooled(features, self.pool) if self.want == "embedding" else features
 
     def _run(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        result: np.ndarray[Any, Any] = self._session.run([self.layer], {self._input.name: array})[0]
+        try:
+            result: np.ndarray[Any, Any] = self._session.run([self.layer], {self._input.name: array})[0]
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise InvalidInputError(
+                f"onnxruntime cannot run the model, which takes {self._input.shape}, on an array of shape "
+                f"{array.shape}: {error}"
+            ) from error
+        if not result.ndim or result.shape[0] != len(array):
+            raise InvalidInputError(
+                f"{self.layer!r} has the shape {result.shape} for {len(array)} samples; its first axis must "
+                "be that of the samples, so that each row belongs to one of them. Name another value with "
+                "layer=, or export the model with an open batch axis"
+            )
         return result
 
     def _pieces(self, array: np.ndarray[Any, Any], size: int) -> Iterator[np.ndarray[Any, Any]]:

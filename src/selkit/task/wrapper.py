@@ -217,7 +217,7 @@ class SelectiveInferenceTask(HandsOn):
         return {"predictions": predictions, **selection}
 
     def _of_batch(self, batch: Any, groups: Any) -> tuple[dict[str, Any], Any]:
-        """Predictions with selection of a batch as a loader yields it, and targets if the model gives them."""
+        """Predictions with selection of a batch of a loader, and targets if the model gives them."""
         if self._extracts:
             return self._extract(batch, groups)
         features, output = features_of(self, batch, self._readings)
