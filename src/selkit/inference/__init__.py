@@ -24,6 +24,7 @@ from selkit.inference.postprocess import (
 )
 from selkit.inference.randomized import RandomizedResult
 from selkit.inference.regions import ArgMax, PredictedClass, Region, TopK
+from selkit.inference.resizing import Crop, Resize, SelectChannel, Transpose
 from selkit.inference.result import RoiResult
 from selkit.inference.roi import RoiTest, load
 from selkit.inference.table import RoiRow, RoiTable
@@ -37,6 +38,7 @@ __all__ = [
     "AverageFilter",
     "BackMeanDiff",
     "Contrast",
+    "Crop",
     "GaussianFilter",
     "Hypothesis",
     "InputDiff",
@@ -48,12 +50,15 @@ __all__ = [
     "RandomizedResult",
     "ReferenceMeanDiff",
     "Region",
+    "Resize",
     "RoiResult",
     "RoiRow",
     "RoiTable",
     "RoiTest",
+    "SelectChannel",
     "Stationary",
     "TopK",
+    "Transpose",
     "benjamini_hochberg",
     "benjamini_yekutieli",
     "estimate_covariance",

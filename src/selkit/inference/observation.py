@@ -16,9 +16,10 @@ from selkit.inference.covariance import Covariance
 from selkit.inference.events import SignEvent
 from selkit.inference.hypotheses import Contrast, Hypothesis
 from selkit.inference.inputs import Array, Inputs, read_mask
+from selkit.inference.layout import Axes, fit_to_input
 from selkit.inference.line import Line
 from selkit.inference.postprocess import Builder
-from selkit.inference.score_map import ScoreMap, fit_to_input, require_bounded
+from selkit.inference.score_map import ScoreMap, require_bounded
 from selkit.inference.truncated import Chi, Normal
 
 
@@ -36,6 +37,8 @@ class Selection:
         In ONNX shape.
     roi, usable
         The region and the pixels that the mask leaves, in a shape that broadcasts against the input.
+    tested
+        Axes of the tested input, where they are known.
     """
 
     inputs: Inputs
@@ -45,6 +48,7 @@ class Selection:
     score: Tensor
     roi: NDArray[np.bool_]
     usable: NDArray[np.bool_]
+    tested: Axes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +108,8 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
     margin = maps.margins.run(image)[maps.margin] if rule is None else values[maps.raw]
     tie: float | NDArray[np.float64] = maps.tie(values[maps.raw], margin)
     chosen = torch.as_tensor(margin[0] > float(tie) if rule is None else rule.select(score.cpu().numpy()))
-    roi = fit_to_input(chosen, shape).cpu().numpy()
-    usable = read_mask(mask, roi.shape, shape)
+    roi = fit_to_input(chosen, shape, maps.axes_of(chosen), maps.tested).cpu().numpy()
+    usable = read_mask(mask, roi.shape, shape, maps.tested)
     roi = roi & usable  # what is selected elsewhere stays in the condition
     if not roi.any():
         raise NoHypothesisError(
@@ -114,8 +118,9 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         )
     if rule is None:
         margins, name = maps.margins, maps.margin
-        index = np.flatnonzero(usable)
-        positive = roi.reshape(-1)[index]
+        places = torch.arange(chosen.numel()).reshape(chosen.shape)  # the map may have other axes first
+        index = fit_to_input(places, shape, maps.axes_of(chosen), maps.tested).numpy()[usable]
+        positive = roi[usable]
     else:
         builder = Builder(maps.margins)
         name = rule.condition(builder, maps.margin, chosen.cpu().numpy())
@@ -130,8 +135,8 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         tie if isinstance(tie, float) else torch.as_tensor(tie, device=inputs.tested.device),
         "move the threshold a little" if rule is None else rule.advice,
     )
-    shown = score if rule is None else torch.as_tensor(rule.shown(score.cpu().numpy()))
-    return Selection(inputs, margins, event, output, shown, roi, usable)
+    shown = score if rule is None else maps.as_made(torch.as_tensor(rule.shown(score.cpu().numpy())))
+    return Selection(inputs, margins, event, output, shown, roi, usable, maps.tested)
 
 
 def observe(
@@ -157,7 +162,7 @@ def observe(
     """
     inputs = selection.inputs
     shape = tuple(inputs.tested.shape)
-    contrast = hypothesis.contrast(roi, selection.usable & ~(selection.roi & ~roi), shape)
+    contrast = hypothesis.placed(selection.tested).contrast(roi, selection.usable & ~(selection.roi & ~roi), shape)
     covariance = Covariance(var, shape)
     data = inputs.tested.cpu().numpy() - (0.0 if inputs.reference is None else inputs.reference.cpu().numpy())
     etas = contrast.eta if contrast.eta.ndim > len(shape) else contrast.eta[None]
