@@ -18,7 +18,7 @@ from selkit.inference.acceptance.build import EventCache
 from selkit.inference.acceptance.given import Acceptance, as_acceptance
 from selkit.inference.hypotheses import Hypothesis, ReferenceMeanDiff
 from selkit.inference.inputs import Array, read_inputs
-from selkit.inference.layout import components
+from selkit.inference.layout import Axes, Layouts, components
 from selkit.inference.multiple import inference_batch
 from selkit.inference.observation import Selection, select
 from selkit.inference.postprocess import PostProcess
@@ -385,6 +385,15 @@ class RoiTest:
     def tested_name(self) -> str:
         """Name of the model's input that is tested."""
         return self.graph.inputs[self.hypothesis.i_idx].name
+
+    def axes_for(self, shape: tuple[int, ...]) -> tuple[Axes | None, Axes | None]:
+        """Return the axes of the tested input and of the model's score map, for an input of this shape."""
+        program = self.graph.compile(
+            {self.tested_name: shape}, [self._output_name()], device=self.device, seed=self.seed
+        )
+        layouts = Layouts.of(self.hypothesis.layout, program, self.tested_name)
+        layouts.place_map(program, self._output_name())
+        return layouts.tested, layouts.of_value(program, self._output_name())
 
     def _output_name(self) -> str:
         """Name of the model's value that is the score map."""
