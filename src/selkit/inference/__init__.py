@@ -27,6 +27,7 @@ from selkit.inference.regions import ArgMax, PredictedClass, Region, TopK
 from selkit.inference.resizing import Crop, Resize, SelectChannel, Transpose
 from selkit.inference.result import RoiResult
 from selkit.inference.roi import RoiTest, load
+from selkit.inference.shape_rules import Hysteresis, MaskRule, Otsu, Threshold, TwoThresholds
 from selkit.inference.table import RoiRow, RoiTable
 
 __all__ = [
@@ -41,10 +42,13 @@ __all__ = [
     "Crop",
     "GaussianFilter",
     "Hypothesis",
+    "Hysteresis",
     "InputDiff",
     "L1Norm",
+    "MaskRule",
     "Neg",
     "NeighborMeanDiff",
+    "Otsu",
     "PostProcess",
     "PredictedClass",
     "RandomizedResult",
@@ -57,8 +61,10 @@ __all__ = [
     "RoiTest",
     "SelectChannel",
     "Stationary",
+    "Threshold",
     "TopK",
     "Transpose",
+    "TwoThresholds",
     "benjamini_hochberg",
     "benjamini_yekutieli",
     "estimate_covariance",

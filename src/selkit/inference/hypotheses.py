@@ -19,6 +19,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError
 from selkit.inference.layout import Axes, axes_by_size, check_layout, unknown
 from selkit.inference.postprocess import PostProcess
 from selkit.inference.regions import Region
+from selkit.inference.shape_rules import Threshold
 
 Pixels = NDArray[np.bool_]
 
@@ -92,6 +93,9 @@ class Hypothesis(ABC):
             raise InvalidInputError("use_norm=True scales for a threshold; it has no use with region")
         if self.threshold is not None:
             self._check_threshold(self.threshold)
+        if isinstance(self.region, Threshold) and not self.region.steps:
+            object.__setattr__(self, "threshold", self.region.value)
+            object.__setattr__(self, "region", None)
         steps = (self.post_process,) if isinstance(self.post_process, PostProcess) else self.post_process
         for step in steps:
             if not isinstance(step, PostProcess):

@@ -13,13 +13,14 @@ from torch import Tensor
 from selkit.errors import InvalidInputError, NoHypothesisError
 from selkit.graph import Program
 from selkit.inference.covariance import Covariance
-from selkit.inference.events import SignEvent
+from selkit.inference.events import Event, SignEvent
 from selkit.inference.hypotheses import Contrast, Hypothesis
 from selkit.inference.inputs import Array, Inputs, read_mask
 from selkit.inference.layout import Axes, fit_to_input
 from selkit.inference.line import Line
 from selkit.inference.postprocess import Builder
 from selkit.inference.score_map import ScoreMap, require_bounded
+from selkit.inference.shape_rules import MaskRule
 from selkit.inference.truncated import Chi, Normal
 
 
@@ -43,7 +44,7 @@ class Selection:
 
     inputs: Inputs
     margins: Program
-    event: SignEvent
+    event: Event
     output: Tensor
     score: Tensor
     roi: NDArray[np.bool_]
@@ -107,7 +108,11 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         rule = rule.given({name: values[name][0].cpu().numpy() for name in rule.needs})
     margin = maps.margins.run(image)[maps.margin] if rule is None else values[maps.raw]
     tie: float | NDArray[np.float64] = maps.tie(values[maps.raw], margin)
-    chosen = torch.as_tensor(margin[0] > float(tie) if rule is None else rule.select(score.cpu().numpy()))
+    masks = rule.observe(maps, image) if isinstance(rule, MaskRule) else None
+    if masks is not None:
+        chosen = torch.as_tensor(masks.region)
+    else:
+        chosen = torch.as_tensor(margin[0] > float(tie) if rule is None else rule.select(score.cpu().numpy()))
     roi = fit_to_input(chosen, shape, maps.axes_of(chosen), maps.tested).cpu().numpy()
     usable = read_mask(mask, roi.shape, shape, maps.tested)
     roi = roi & usable  # what is selected elsewhere stays in the condition
@@ -116,6 +121,17 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
             "the region is empty: no score that the mask leaves is selected (the largest is "
             f"{float(score.max()):.4g}, threshold={hypothesis.threshold}); lower the threshold"
         )
+    shown = score if rule is None else maps.as_made(torch.as_tensor(rule.shown(score.cpu().numpy())))
+    if masks is not None:
+        places = fit_to_input(
+            torch.arange(chosen.numel()).reshape(chosen.shape), shape, maps.axes_of(chosen), maps.tested
+        )
+        if masks.comparable is not None:
+            usable &= roi | masks.comparable.reshape(-1)[places.numpy()]
+        within = np.zeros(chosen.numel(), dtype=bool)
+        within[places.numpy()[read_mask(mask, roi.shape, shape, maps.tested)]] = True
+        event: Event = masks.event(within.reshape(chosen.shape))
+        return Selection(inputs, masks.program, event, output, shown, roi, usable, maps.tested)
     if rule is None:
         margins, name = maps.margins, maps.margin
         places = torch.arange(chosen.numel()).reshape(chosen.shape)  # the map may have other axes first
@@ -135,7 +151,6 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         tie if isinstance(tie, float) else torch.as_tensor(tie, device=inputs.tested.device),
         "move the threshold a little" if rule is None else rule.advice,
     )
-    shown = score if rule is None else maps.as_made(torch.as_tensor(rule.shown(score.cpu().numpy())))
     return Selection(inputs, margins, event, output, shown, roi, usable, maps.tested)
 
 

@@ -48,6 +48,8 @@ class ScoreMap:
         What the margin's value is compared with.
     tested, mapped
         Axes of the tested input and of the score map, where they are known.
+    dtype
+        Of the score map outside selkit.
     """
 
     observed: Program
@@ -59,6 +61,7 @@ class ScoreMap:
     level: float = 0.0
     tested: Axes | None = None
     mapped: Axes | None = None
+    dtype: torch.dtype | None = None
 
     def tie(self, raw: Tensor, margin: Tensor) -> float:
         """Up to which a margin is a tie: the score equals the threshold.
@@ -131,7 +134,7 @@ def build_score_map(
             score = channels_to_front(builder, score, mapped)
         observed = builder.program.prune([output, score, *needs])
         margins = builder.program.prune([score, *needs])
-        return ScoreMap(observed, margins, output, score, score, score, 0.0, tested, mapped)
+        return ScoreMap(observed, margins, output, score, score, score, 0.0, tested, mapped, dtype)
     threshold, raw = float(hypothesis.threshold or 0.0), score
     if hypothesis.use_norm:  # scaling does not commute with functions at the end of the map
         found = Level(builder.program.prune([score]), score, 0.0)

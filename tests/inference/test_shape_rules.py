@@ -1,0 +1,296 @@
+"""Regions after clean-up: sets against onnxruntime and scipy on a dense grid, uniform, and with more power."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from roi_networks import export, run, sharpen
+from scipy import ndimage, stats
+from test_layout import last, twin
+from torch import nn
+
+import selkit
+from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError, NotAvailableError
+from selkit.inference import (
+    BackMeanDiff,
+    GaussianFilter,
+    Hysteresis,
+    MaskRule,
+    NeighborMeanDiff,
+    Otsu,
+    PredictedClass,
+    RoiResult,
+    Threshold,
+    TwoThresholds,
+)
+from selkit.inference.masks import FillHoles, Grid, LargestComponent, Morphology, RemoveSmall, clean
+
+Bools = NDArray[np.bool_]
+SIDE = 12
+DISK2 = np.hypot(*np.mgrid[-2:3, -2:3]) <= 2
+
+
+def largest(mask: Bools) -> Bools:
+    labels, count = ndimage.label(mask)
+    if not count:
+        return mask
+    sizes = ndimage.sum_labels(mask, labels, np.arange(1, count + 1))
+    return labels == 1 + int(np.argmax(sizes))
+
+
+def without_small(mask: Bools, least: int, structure: Any = None) -> Bools:
+    labels, count = ndimage.label(mask, structure)
+    result = np.zeros_like(mask)
+    for part in range(1, count + 1):
+        if (labels == part).sum() >= least:
+            result |= labels == part
+    return result
+
+
+def strong(score: NDArray[Any], low: float, high: float) -> Bools:
+    labels, count = ndimage.label(score > low)
+    return np.isin(labels, [k for k in range(1, count + 1) if (score[labels == k] > high).any()])
+
+
+def otsu(score: NDArray[Any]) -> Bools:
+    """By trying every cut."""
+    cuts = np.unique(score)[:-1]
+    between = [
+        (score > t).mean() * (score <= t).mean() * (score[score > t].mean() - score[score <= t].mean()) ** 2
+        for t in cuts
+    ]
+    return score > cuts[int(np.argmax(between))]
+
+
+T = 0.35
+RULES: dict[str, tuple[MaskRule, Callable[[NDArray[Any]], Bools]]] = {
+    "largest": (Threshold(T).largest_component(), lambda s: largest(s > T)),
+    "small": (Threshold(T).remove_small(4), lambda s: without_small(s > T, 4)),
+    "corners": (
+        Threshold(T).remove_small(6, connectivity=2),
+        lambda s: without_small(s > T, 6, np.ones((3, 3))),
+    ),
+    "holes": (Threshold(0.0).fill_holes(), lambda s: ndimage.binary_fill_holes(s > 0.0)),
+    "open": (Threshold(0.0).open(1), lambda s: ndimage.binary_opening(s > 0.0)),
+    "close": (Threshold(T).close(2), lambda s: ndimage.binary_closing(s > T, DISK2)),
+    "dilate": (Threshold(0.8).dilate(2), lambda s: ndimage.binary_dilation(s > 0.8, DISK2)),
+    "chain": (
+        Threshold(0.1).open().largest_component().fill_holes().dilate(),
+        lambda s: ndimage.binary_dilation(
+            ndimage.binary_fill_holes(largest(ndimage.binary_opening(s > 0.1)))
+        ),
+    ),
+    "hysteresis": (Hysteresis(T, 1.2), lambda s: strong(s, T, 1.2)),
+    "otsu": (Otsu(), otsu),
+    "otsu-largest": (Otsu().largest_component(), lambda s: largest(otsu(s))),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> onnx.ModelProto:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 1, 3, padding=1))
+    return export(sharpen(net, 3), (1, 1, SIDE, SIDE))
+
+
+def image(seed: int) -> NDArray[Any]:
+    return np.random.default_rng(seed).normal(size=(1, 1, SIDE, SIDE))
+
+
+def points(result: RoiResult, count: int = 500) -> NDArray[Any]:
+    home = next(row for row in result.truncated_intervals if row[0] <= result.stat <= row[1])
+    near = result.stat + 3 * np.ptp(home) * np.linspace(-1, 1, count)
+    values = np.concatenate([near, np.linspace(-4, 4, count) * result.scale])
+    ends = result.truncated_intervals.reshape(-1)
+    return values[np.abs(values[:, None] - ends).min(1) > 1e-5 * result.scale]
+
+
+def check(result: RoiResult, same: Bools, values: NDArray[Any], least: int = 10) -> None:
+    inside = np.array([any(a <= v <= b for a, b in result.truncated_intervals) for v in values])
+    wrong = int((inside != same).sum())
+    # Single precision decides otherwise where a pixel lies on the threshold: at single points of the grid.
+    assert wrong <= 0.003 * len(values), f"{wrong} of {len(values)} differ"
+    assert same.sum() > least
+    assert (~same).sum() > least
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_sets_equal_a_grid(model: onnx.ModelProto, name: str) -> None:
+    rule, truth = RULES[name]
+    test = selkit.load(model, NeighborMeanDiff(region=rule), var=1.0)
+    for seed in (0, 1):
+        x = image(seed)
+        result = test.inference(x, inference_mode="exhaustive")
+        np.testing.assert_array_equal(result.roi, truth(run(model, x)[0, 0]))
+        values = points(result)
+        maps = run(model, result.image_at(values)[:, 0])[:, 0]
+        same = np.array([np.array_equal(truth(score), result.roi) for score in maps])
+        check(result, same, values)
+        assert result.exact
+        quick = test.inference(x)
+        assert quick.inf_p - 1e-9 <= result.p_value <= quick.sup_p + 1e-9
+
+
+def test_what_is_clearly_not_salient(model: onnx.ModelProto) -> None:
+    test = selkit.load(model, BackMeanDiff(region=TwoThresholds(0.0, 0.5).remove_small(3)), var=1.0)
+    x = image(2)
+    result = test.inference(x, inference_mode="exhaustive")
+
+    def both(score: NDArray[Any]) -> NDArray[Any]:
+        return np.stack([without_small(score > 0.5, 3), score <= 0.0])
+
+    seen = both(run(model, x)[0, 0])
+    np.testing.assert_array_equal(np.stack([result.roi, result.non_roi]), seen)
+    assert result.stat == pytest.approx(x[0, 0][seen[0]].mean() - x[0, 0][seen[1]].mean())
+    values = points(result, 800)
+    maps = run(model, result.image_at(values)[:, 0])[:, 0]
+    check(result, np.array([np.array_equal(both(score), seen) for score in maps]), values)
+
+
+def test_only_usable_pixels_of_the_final_region_matter(model: onnx.ModelProto) -> None:
+    mask = np.ones((SIDE, SIDE), dtype=bool)
+    mask[:, 7:] = False
+    test = selkit.load(model, BackMeanDiff(region=Threshold(0.2).remove_small(3)), var=1.0)
+    result = test.inference(image(4), mask=mask, inference_mode="exhaustive")
+    values = points(result)
+    maps = run(model, result.image_at(values)[:, 0])[:, 0]
+    same = [np.array_equal(without_small(score > 0.2, 3) & mask, result.roi) for score in maps]
+    check(result, np.array(same), values)
+
+
+def test_a_sigmoid_and_channels_last_change_nothing(model: onnx.ModelProto) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 1, 3, padding=1), nn.Sigmoid()
+    )
+    smooth = export(sharpen(net, 3), (1, 1, SIDE, SIDE))
+    x = image(1)
+    rules = [
+        (Threshold(float(1 / (1 + np.exp(-T)))).largest_component(), Threshold(T).largest_component()),
+        (Hysteresis(0.5, 0.7), Hysteresis(0.0, float(np.log(0.7 / 0.3)))),
+    ]
+    for rule, plain in rules:
+        one = selkit.load(smooth, NeighborMeanDiff(region=rule), var=1.0).inference(x)
+        two = selkit.load(model, NeighborMeanDiff(region=plain), var=1.0).inference(x)
+        three = selkit.load(twin(model), NeighborMeanDiff(region=plain), var=1.0).inference(last(x))
+        assert one.exact
+        assert one.p_value == pytest.approx(two.p_value, abs=1e-6)
+        assert three.p_value == pytest.approx(two.p_value, abs=1e-9)
+        np.testing.assert_array_equal(three.roi, two.roi)
+    with pytest.raises(NotAvailableError, match="Otsu.*logits"):
+        selkit.load(smooth, BackMeanDiff(region=Otsu()), var=1.0).inference(x)
+
+
+def test_flat_maps() -> None:
+    """The map is zero over whole stretches, and so is the threshold."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
+    flat = export(sharpen(net, 5), (1, 1, SIDE, SIDE))
+    x = image(3)
+    for rule, truth in [
+        (Threshold(0.0).largest_component(), lambda s: largest(s > 0)),
+        (Hysteresis(0.0, 1.0), lambda s: strong(s, 0.0, 1.0)),
+        (Otsu(), otsu),
+    ]:
+        result = selkit.load(flat, BackMeanDiff(region=rule), var=1.0).inference(
+            x, inference_mode="exhaustive"
+        )
+        values = points(result)
+        maps = run(flat, result.image_at(values)[:, 0])[:, 0]
+        check(result, np.array([np.array_equal(truth(s), result.roi) for s in maps]), values, least=3)
+
+
+def smoothed() -> onnx.ModelProto:
+    return export(nn.Sequential(nn.Identity(), nn.AvgPool2d(3, 1, 1)), (1, 1, SIDE, SIDE))
+
+
+@pytest.mark.parametrize(
+    "rule", [Threshold(0.35).largest_component(), Otsu(), Hysteresis(0.2, 0.6).close()]
+)
+def test_uniform_under_the_null(rule: MaskRule) -> None:
+    test = selkit.load(smoothed(), NeighborMeanDiff(region=rule), var=1.0)
+    p_values, naive = [], []
+    for seed in range(120):
+        with contextlib.suppress(NoHypothesisError):
+            result = test.inference(image(1000 + seed))
+            p_values.append(result.p_value)
+            naive.append(result.naive_p_value())
+    assert len(p_values) > 100
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+    assert stats.kstest(naive, "uniform").pvalue < 1e-6
+
+
+def test_conditioning_on_the_final_region_keeps_power() -> None:
+    """Against conditioning on the mask before clean-up, of which the largest part is then tested."""
+    final = selkit.load(smoothed(), BackMeanDiff(region=Threshold(0.35).largest_component()), var=1.0)
+    mask = selkit.load(smoothed(), BackMeanDiff(0.35), var=1.0)
+    with_final, with_mask = [], []
+    for seed in range(60):
+        x = image(5000 + seed)
+        x[..., 4:8, 4:8] += 1.0
+        result = final.inference(x)
+        with_final.append(result.p_value)
+        sizes = [(part.roi.sum(), part.p_value, part) for part in mask.inference_components(x)]
+        best = max(sizes, key=lambda entry: entry[0])
+        np.testing.assert_array_equal(best[2].roi & result.roi, result.roi if best[2].roi.sum() == result.roi.sum() and (best[2].roi == result.roi).all() else best[2].roi & result.roi)
+        with_mask.append(best[1])
+        home = (result.truncated_intervals <= result.stat).sum()
+        assert home % 2 == 1
+    assert np.mean(np.array(with_final) <= 0.05) > np.mean(np.array(with_mask) <= 0.05) + 0.1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_bounds_of_masks_hold(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid = Grid(3, (1, 2))
+    steps = [
+        LargestComponent(int(random.integers(1, 3))),
+        RemoveSmall(int(random.integers(1, 8))),
+        FillHoles(),
+        *(Morphology(name, float(random.choice([1, 1.5, 2]))) for name in ("opening", "closing", "dilation", "erosion")),
+    ]
+    chain = [steps[k] for k in random.permutation(len(steps))[: random.integers(1, 4)]]
+    lower = random.random((1, 9, 10)) < random.choice([0.2, 0.5, 0.7])
+    upper = lower | (random.random(lower.shape) < random.choice([0.02, 0.1, 0.4]))
+    least, most = clean(chain, lower, upper, grid)
+    for _ in range(40):
+        mask = lower | (upper & (random.random(lower.shape) < random.random()))
+        result, again = clean(chain, mask, mask, grid)
+        assert result is again
+        assert not (least & ~result).any()
+        assert not (result & ~most).any()
+
+
+def test_rules_that_make_no_sense(model: onnx.ModelProto) -> None:
+    for make, match in [
+        (lambda: Threshold(np.nan), "threshold is nan"),
+        (lambda: Hysteresis(0.5, 0.5), "low must be below high"),
+        (lambda: Threshold(0.0).remove_small(0), "min_size is 0"),
+        (lambda: Threshold(0.0).open(0), "radius is 0"),
+        (lambda: Threshold(0.0).largest_component(0), "connectivity is 0"),
+        (lambda: BackMeanDiff(0.1, region=Threshold(0.0).open()), "either threshold or region"),
+    ]:
+        with pytest.raises(InvalidInputError, match=match):
+            make()
+    with pytest.raises(InvalidTypeError, match="threshold is '1'"):
+        Threshold("1")  # type: ignore[arg-type]
+    with pytest.raises(InvalidTypeError, match="radius is 'a'"):
+        Threshold(0.0).close("a")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="connectivity is 3"):
+        rule = Threshold(0.0).largest_component(3)
+        selkit.load(model, BackMeanDiff(region=rule), var=1.0).inference(image(0))
+    with pytest.raises(NoHypothesisError, match="region is empty"):
+        rule = Threshold(0.0).remove_small(1000)
+        selkit.load(model, BackMeanDiff(region=rule), var=1.0).inference(image(0))
+    with pytest.raises(NotAvailableError, match="inside another"):
+        hypothesis = BackMeanDiff(region=PredictedClass("a", Threshold(0.0).open()))
+        hypothesis.region.rule.condition(None, "s", np.ones(1))  # type: ignore[union-attr, arg-type]
+
+
+def test_plain_thresholds_are_thresholds(model: onnx.ModelProto) -> None:
+    hypothesis = BackMeanDiff(region=Threshold(T), post_process=GaussianFilter(3))
+    assert hypothesis.threshold == T
+    assert hypothesis.region is None
