@@ -28,29 +28,43 @@ FINEST = 1e-13
 """Part of a piece below which a change of the set is not looked at more closely."""
 
 
+def best_cuts(scores: Array, tie: float) -> Mask:
+    """Return which scores of each row are above its best cut; equal ones, within ``tie``, are not parted.
+
+    A row whose scores are all equal has nothing above.
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(scores, order, 1)
+    n = scores.shape[1]
+    k = np.arange(1, n)
+    top = np.cumsum(ranked, 1)[:, :-1]
+    gain = np.sqrt(k * (n - k)) * (top / k - (ranked.sum(1, keepdims=True) - top) / (n - k))
+    apart = ranked[:, :-1] - ranked[:, 1:] > tie
+    best = 1 + np.argmax(np.where(apart, gain, -np.inf), 1)
+    best[~apart.any(1)] = 0
+    chosen = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(chosen, order, np.arange(n) < best[:, None], 1)
+    return chosen
+
+
 def otsu_mask(scores: Array, tie: float) -> Mask:
-    """Return which scores are above the best cut; equal ones, within ``tie``, are not parted.
+    """Return which scores are above the best cut.
 
     Examples
     --------
     >>> otsu_mask(np.array([0.0, 5.0, 0.1, 4.0]), 0.0).astype(int)
     array([0, 1, 0, 1])
     """
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    n, k = len(scores), np.arange(1, len(scores))
-    top = np.cumsum(ranked)[:-1]
-    gain = np.sqrt(k * (n - k)) * (top / k - (ranked.sum() - top) / (n - k))
-    apart = ranked[:-1] - ranked[1:] > tie
-    if not apart.any():
+    chosen: Mask = best_cuts(scores[None], tie)[0]
+    if not chosen.any():
         raise InvalidInputError("all scores are equal, so that Otsu's threshold does not exist")
-    chosen = np.zeros(n, dtype=bool)
-    chosen[order[: 1 + int(np.argmax(np.where(apart, gain, -np.inf)))]] = True
     return chosen
 
 
 def _gain(scores: Array, chosen: Mask) -> float:
     k, n = int(chosen.sum()), len(scores)
+    if not k:
+        return 0.0
     return float(np.sqrt(k * (n - k)) * (scores[chosen].mean() - scores[~chosen].mean()))
 
 
@@ -71,12 +85,17 @@ class OtsuEvent(MaskEvent):
         z, joined = trace.z.cpu().numpy(), trace.joined.cpu().numpy()
         finite = np.isfinite(scores).all(1)
         rows: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-        for piece in np.flatnonzero(joined & finite[1:] & finite[:-1]):
+        best = best_cuts(np.where(finite[:, None], scores, 0.0), self.tie)
+        verdicts: dict[bytes, bool] = {}
+        for piece in np.flatnonzero(joined & finite[1:] & finite[:-1]).tolist():
             start, length = z[piece], z[piece + 1] - z[piece]
-            for begin, end, chosen in self._stretches(scores[piece], scores[piece + 1]):
-                verdict = self.outcome.decide(chosen[None], chosen[None])
+            ends = slice(piece, piece + 2)
+            for begin, end, chosen in self._stretches(scores[ends], best[ends]):
+                key = chosen.tobytes()
+                if key not in verdicts:
+                    verdicts[key] = bool(self.outcome.decide(chosen[None], chosen[None]))
                 last = z[piece + 1] if end == 1.0 else start + length * end
-                rows[bool(verdict)].append((start + length * begin, last))
+                rows[verdicts[key]].append((start + length * begin, last))
         parts = [np.array(rows[verdict]).reshape(-1, 2) for verdict in (True, False)]
         return Settled(*(union(EMPTY, part[part[:, 0] < part[:, 1]]) for part in parts))
 
@@ -88,20 +107,11 @@ class OtsuEvent(MaskEvent):
         """Zero: no window is excluded."""
         return np.zeros(len(bands[self.value].left))
 
-    def _best(self, scores: Array) -> Mask | None:
-        try:
-            return otsu_mask(scores, self.tie)
-        except InvalidInputError:
-            return None
-
-    def _stretches(self, left: Array, right: Array) -> list[tuple[float, float, Mask]]:
-        """Parts of a piece with the set above the best cut on each."""
+    def _stretches(self, scores: Array, best: Mask) -> list[tuple[float, float, Mask]]:
+        """Parts of a piece with the set above the best cut on each; a map that is constant has none."""
+        left, right = scores
         found: list[tuple[float, float, Mask]] = []
-        none = np.zeros(len(left), dtype=bool)  # a map that is constant selects nothing
-        ends = [self._best(side) for side in (left, right)]
-        todo = [(0.0, none if ends[0] is None else ends[0], 1.0, none if ends[1] is None else ends[1])]
-        if all(end is None for end in ends):
-            return [(0.0, 1.0, none)]
+        todo = [(0.0, best[0], 1.0, best[1])]
         while todo:
             begin, first, end, last = todo.pop()
             if np.array_equal(first, last):
@@ -111,15 +121,13 @@ class OtsuEvent(MaskEvent):
             inside = place is not None and begin < place < end
             at = place if place is not None and inside else (begin + end) / 2
             here = left + (right - left) * at
-            best = self._best(here)
-            if best is None:
-                best = none
-            known = max(_gain(here, part) if part.any() else 0.0 for part in (first, last))
-            settled = inside and (not best.any() or _gain(here, best) <= known + self.tie)
+            middle: Mask = best_cuts(here[None], self.tie)[0]
+            known = max(_gain(here, part) for part in (first, last))
+            settled = inside and _gain(here, middle) <= known + self.tie
             if settled or end - begin < FINEST:
                 found += [(begin, at, first), (at, end, last)]
             else:
-                todo += [(begin, first, at, best), (at, best, end, last)]
+                todo += [(begin, first, at, middle), (at, middle, end, last)]
         return found
 
     @staticmethod
