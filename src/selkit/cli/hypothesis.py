@@ -41,11 +41,8 @@ CLEAN = {
     "erode": "erode",
 }
 
-RULES = ("threshold", "top", "argmax", "otsu", "hysteresis", "two_thresholds")
-"""Options that say what makes a region."""
-
-REST = ("use_norm", "post", "output_index", "clean", "score_map", "channel", "map_resize", "axes")
-"""Options that say something more about it."""
+RULES = ("threshold", "top", "argmax")
+"""Options of a bundle that say what makes a region."""
 
 
 def add_region(group: argparse._ArgumentGroup, *, prefix: str = "", required: bool = True) -> None:
@@ -68,31 +65,8 @@ def add_region(group: argparse._ArgumentGroup, *, prefix: str = "", required: bo
     which.add_argument(
         f"--{prefix}argmax", dest="argmax", type=int, metavar="CLASS", help="where this class is largest"
     )
-    which.add_argument(
-        f"--{prefix}otsu", dest="otsu", action="store_true", help="where it is above Otsu's threshold"
-    )
-    for name, text in (
-        ("hysteresis", "connected parts above LOW that hold a pixel above HIGH"),
-        ("two-thresholds", "above HIGH, compared with what is at most LOW"),
-    ):
-        which.add_argument(
-            f"--{prefix}{name}",
-            dest=name.replace("-", "_"),
-            type=float,
-            nargs=2,
-            metavar=("LOW", "HIGH"),
-            help=text,
-        )
-    group.add_argument(
-        f"--{prefix}clean",
-        dest="clean",
-        type=cleaning,
-        action="append",
-        default=[],
-        metavar="STEP",
-        help="what is done to the mask, in order; the test conditions on what comes out: largest, "
-        "remove-small:PIXELS, fill-holes, open:RADIUS, close:RADIUS, dilate:RADIUS, erode:RADIUS",
-    )
+    if not prefix:  # such rules are Python code, which a bundle does not have
+        add_masks(group, which)
     group.add_argument(
         f"--{prefix}use-norm",
         dest="use_norm",
@@ -117,6 +91,25 @@ def add_region(group: argparse._ArgumentGroup, *, prefix: str = "", required: bo
         help="which output is the map (default: 0)",
     )
     add_map(group, prefix)
+
+
+def add_masks(group: argparse._ArgumentGroup, which: argparse._MutuallyExclusiveGroup) -> None:
+    """Masks that are cleaned up."""
+    which.add_argument("--otsu", action="store_true", help="where it is above Otsu's threshold")
+    for name, text in (
+        ("--hysteresis", "connected parts above LOW that hold a pixel above HIGH"),
+        ("--two-thresholds", "above HIGH, compared with what is at most LOW"),
+    ):
+        which.add_argument(name, type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
+    group.add_argument(
+        "--clean",
+        type=cleaning,
+        action="append",
+        default=[],
+        metavar="STEP",
+        help="what is done to the mask, in order; the test conditions on what comes out: largest, "
+        "remove-small:PIXELS, fill-holes, open:RADIUS, close:RADIUS, dilate:RADIUS, erode:RADIUS",
+    )
 
 
 def add_map(group: argparse._ArgumentGroup, prefix: str) -> None:
@@ -149,13 +142,11 @@ def has_region(options: Namespace) -> bool:
     InvalidInputError
         If they say only half of it.
     """
-    if any(getattr(options, name) not in (None, False) for name in RULES):
+    if any(getattr(options, name) is not None for name in RULES):
         return True
-    if any(getattr(options, name) not in (None, False, [], 0) for name in REST):
-        raise InvalidInputError(
-            "options of a region need one that says where it is, such as --roi-threshold, --roi-top or "
-            "--roi-argmax"
-        )
+    more = (options.use_norm, options.post, options.output_index, options.score_map, options.map_resize)
+    if any(more) or options.channel is not None or options.axes is not None:
+        raise InvalidInputError("options of a region need --roi-threshold, --roi-top or --roi-argmax")
     return False
 
 
@@ -217,18 +208,20 @@ def _region(options: Namespace) -> Any:
     """The rule for the region; None for a plain threshold."""
     from selkit import inference
 
+    known: dict[str, Any] = vars(options)
     rule: Any = None
-    if options.otsu:
+    steps = known.get("clean") or []
+    if known.get("otsu"):
         rule = inference.Otsu()
-    elif options.hysteresis is not None:
+    elif known.get("hysteresis") is not None:
         rule = inference.Hysteresis(*options.hysteresis)
-    elif options.two_thresholds is not None:
+    elif known.get("two_thresholds") is not None:
         rule = inference.TwoThresholds(*options.two_thresholds)
-    elif options.threshold is not None and options.clean:
+    elif options.threshold is not None and steps:
         rule = inference.Threshold(options.threshold)
-    if options.clean and rule is None:
+    if steps and rule is None:
         raise InvalidInputError("--clean needs a threshold, --otsu, --hysteresis or --two-thresholds")
-    for name, values in options.clean:
+    for name, values in steps:
         whole = name in ("largest", "remove-small")
         rule = getattr(rule, CLEAN[name])(*(int(value) if whole else value for value in values))
     if options.top is not None:
