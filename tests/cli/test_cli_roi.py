@@ -321,7 +321,16 @@ def test_small_maps_clean_up_and_axes(selkit, images, tmp_path):
     cleaned = Threshold(1.5).close(1.5).remove_small(3).fill_holes()
     cases = [
         (
-            ["--threshold", "1.5", "--clean", "close:1.5", "--clean", "remove-small:3", "--clean", "fill-holes"],
+            [
+                "--threshold",
+                "1.5",
+                "--clean",
+                "close:1.5",
+                "--clean",
+                "remove-small:3",
+                "--clean",
+                "fill-holes",
+            ],
             package.BackMeanDiff(region=cleaned),
         ),
         (["--otsu", "--clean", "largest"], package.BackMeanDiff(region=Otsu().largest_component())),

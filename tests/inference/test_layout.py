@@ -127,7 +127,9 @@ def test_the_map_may_have_other_axes_first_than_the_image(networks: Any, ends: s
     first = selkit.load(model, plain, var=0.5).inference(x, mask=mask)
     second = selkit.load(twin(model, ends), plain, var=0.5).inference(image, mask=mask)
     assert second.p_value == pytest.approx(first.p_value, abs=1e-9)
-    np.testing.assert_array_equal(second.roi if ends == "output" else np.moveaxis(second.roi, -1, 0), first.roi)
+    np.testing.assert_array_equal(
+        second.roi if ends == "output" else np.moveaxis(second.roi, -1, 0), first.roi
+    )
 
 
 class Segmenter(nn.Module):

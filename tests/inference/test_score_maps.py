@@ -92,7 +92,9 @@ def test_maps_with_a_stride(rank: int, mode: Any) -> None:
     values = grid(result)
     maps = enlarged(outputs(model, result.image_at(values))[:, 0, 1], sides, mode)
     check(result, maps > threshold, values, maps - threshold)
-    np.testing.assert_allclose(result.score_map, enlarged(outputs(model, x[None])[0, :, 1], sides, mode)[0], atol=1e-4)
+    np.testing.assert_allclose(
+        result.score_map, enlarged(outputs(model, x[None])[0, :, 1], sides, mode)[0], atol=1e-4
+    )
     other = selkit.load(twin(model), NeighborMeanDiff(threshold), var=1.0, channel=1, resize=mode)
     again = other.inference(last(x), inference_mode="exhaustive")
     np.testing.assert_allclose(again.truncated_intervals, result.truncated_intervals, atol=1e-9)

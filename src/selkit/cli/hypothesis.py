@@ -177,9 +177,7 @@ def step(text: str) -> tuple[str, tuple[float, ...]]:
     except ValueError:
         values = (math.nan,)
     if name not in STEPS or len(values) > most or any(math.isnan(value) for value in values):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is none of {', '.join(STEPS)} ({FORMS})"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(STEPS)} ({FORMS})")
     return name, values
 
 

@@ -83,7 +83,8 @@ class Hypothesis(ABC):
 
     def _check_fields(self) -> None:
         check_layout(self.layout)
-        if self.score_map is not None and (not isinstance(self.score_map, str) or self.o_idx != 0):
+        named: object = self.score_map
+        if named is not None and (not isinstance(named, str) or self.o_idx != 0):
             raise InvalidInputError(
                 f"score_map is {self.score_map!r}; give the name of a value of the model, and no o_idx then"
             )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,9 +92,7 @@ class Axes:
     def __str__(self) -> str:
         letters = {1: "L", 2: "HW", 3: "DHW"}.get(len(self.space), "?" * len(self.space))
         names = dict(zip(self.space, letters, strict=True))
-        return "".join(
-            "C" if axis == self.channel else names.get(axis, "N") for axis in range(self.rank)
-        )
+        return "".join("C" if axis == self.channel else names.get(axis, "N") for axis in range(self.rank))
 
 
 def channels_first(rank: int) -> Axes:
@@ -477,9 +476,10 @@ def _misfit(
     )
 
 
-def components(region: NDArray[np.bool_], axes: Axes | None) -> tuple[NDArray[np.int32], int]:
+def components(region: NDArray[np.bool_], axes: Axes | None) -> tuple[NDArray[Any], int]:
     """Return the labels of connected parts, numbered as a scan of (channels, *space) meets them."""
     if axes is None or axes.rank != region.ndim:
-        return label(region)  # type: ignore[no-any-return]
+        found: tuple[NDArray[Any], int] = label(region)
+        return found
     labels, count = label(region.transpose(axes.first))
     return labels.transpose(sorted(range(axes.rank), key=axes.first.__getitem__)), count

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selkit.inference.bounds import Band
 from selkit.inference.events import Event, Settled
-from selkit.inference.intervals import EMPTY, Intervals, union
+from selkit.inference.intervals import EMPTY, union
 from selkit.inference.line import Trace
 from selkit.inference.masks import Mask, Pair
 
@@ -105,7 +105,8 @@ class MaskEvent(Event):
 
     def masks(self, values: Tensor) -> list[Mask]:
         """The masks of all levels at the first of a stack of values."""
-        return [(part > 0).reshape(self.outcome.shape) for part in self.margins(values[:1])[0]]
+        first = self.margins(values[:1])[0]
+        return [np.asarray(part > 0).reshape(self.outcome.shape) for part in first]
 
     def settle(self, trace: Trace, tolerance: float = 0.0) -> Settled:
         """Return where the final region is the observed one."""
@@ -140,7 +141,8 @@ class MaskEvent(Event):
             wrong = [
                 row
                 for row in rows.tolist()
-                if self.outcome.decide(low[row].min(0) > 0, high[row].max(0) > 0) is False
+                if self.outcome.decide(np.asarray(low[row].min(0) > 0), np.asarray(high[row].max(0) > 0))
+                is False
             ]
             found[wrong] = factor
             rows = np.array(wrong, dtype=np.int64)
@@ -175,14 +177,15 @@ class _Stretches:
             (self.included if verdict else self.excluded).append((begin, end))
 
     def run(self, low: Array, high: Array, z: Array) -> None:
-        """Settle a run of pieces between the lines ``low`` and ``high``, of shape (points, levels, pixels)."""
+        """Settle a run of pieces between two lines, of shape (points, levels, pixels) each."""
         # Inside a piece a line that touches zero at one end is on its side of the other end.
         on = (low[:-1] >= 0) & (low[1:] >= 0) & (np.maximum(low[:-1], low[1:]) > 0)
-        maybe = np.maximum(high[:-1], high[1:]) > 0
+        maybe = np.asarray(np.maximum(high[:-1], high[1:]) > 0)
         todo = [(0, len(z) - 1)]
         while todo:
             begin, end = todo.pop()
-            lower, upper = on[begin:end].all(0), maybe[begin:end].any(0)
+            lower: Mask = on[begin:end].all(0)
+            upper: Mask = maybe[begin:end].any(0)
             verdict = self.outcome.decide(lower, upper)
             if verdict is not None:
                 self._note(verdict, z[begin], z[end])

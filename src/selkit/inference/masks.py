@@ -1,9 +1,9 @@
 """Clean-up of a mask, and what is sure about its result where some pixels are not known.
 
-Along a line a mask changes pixel by pixel. A mask between two others, ``lower <= mask <= upper``, has a result
-between two others as well: for a step that grows with its mask (all but one of them do) these are the results
-of ``lower`` and ``upper``. So one look settles a whole stretch of the line on which some pixels change, wherever
-these do not matter for the final region.
+Along a line a mask changes pixel by pixel. A mask between two others, ``lower <= mask <= upper``, has a
+result between two others as well: for a step that grows with its mask (all but one of them do) these are the
+results of ``lower`` and ``upper``. So one look settles a whole stretch of the line on which some pixels
+change, wherever these do not matter for the final region.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +58,14 @@ class Grid:
         sizes = dict(zip(self.space, element.shape, strict=True))
         return element.reshape([sizes.get(axis, 1) for axis in range(self.rank)])
 
-    def label(self, mask: Mask, connectivity: int) -> tuple[NDArray[np.int32], int]:
+    def label(self, mask: Mask, connectivity: int) -> tuple[NDArray[Any], int]:
         """Connected parts, numbered as a scan meets them."""
         structure = self.neighbors(connectivity)
         whole = np.zeros((3,) * self.rank, dtype=bool)  # scipy wants three along every axis
-        whole[tuple(slice(None) if axis in self.space else slice(1, 2) for axis in range(self.rank))] = structure
-        found: tuple[NDArray[np.int32], int] = ndimage.label(mask, whole)
+        whole[tuple(slice(None) if axis in self.space else slice(1, 2) for axis in range(self.rank))] = (
+            structure
+        )
+        found: tuple[NDArray[Any], int] = ndimage.label(mask, whole)
         return found
 
 
@@ -97,6 +100,7 @@ class LargestComponent(MaskStep):
         _connectivity(self.connectivity)
 
     def apply(self, mask: Mask, grid: Grid) -> Mask:
+        """Return the result."""
         labels, count = grid.label(mask, self.connectivity)
         if count <= 1:
             return mask
@@ -140,6 +144,7 @@ class RemoveSmall(MaskStep):
             raise InvalidInputError(f"min_size is {self.min_size}; it must be at least 1")
 
     def apply(self, mask: Mask, grid: Grid) -> Mask:
+        """Return the result."""
         labels, _ = grid.label(mask, self.connectivity)
         kept = np.bincount(labels.ravel()) >= self.min_size
         kept[0] = False
@@ -151,6 +156,7 @@ class FillHoles(MaskStep):
     """The mask with what it encloses."""
 
     def apply(self, mask: Mask, grid: Grid) -> Mask:
+        """Return the result."""
         moved = np.moveaxis(mask, grid.space, range(-len(grid.space), 0))
         flat = moved.reshape(-1, *moved.shape[moved.ndim - len(grid.space) :])
         filled = np.stack([ndimage.binary_fill_holes(part) for part in flat]).reshape(moved.shape)
@@ -171,6 +177,7 @@ class Morphology(MaskStep):
             raise InvalidInputError(f"radius is {self.radius}; it must be at least 1 and finite")
 
     def apply(self, mask: Mask, grid: Grid) -> Mask:
+        """Return the result."""
         function = getattr(ndimage, f"binary_{self.name}")
         return np.asarray(function(mask, grid.ball(float(self.radius))))
 

@@ -20,7 +20,7 @@ from selkit.inference.layout import Axes, fit_to_input
 from selkit.inference.line import Line
 from selkit.inference.postprocess import Builder
 from selkit.inference.score_map import ScoreMap, require_bounded
-from selkit.inference.shape_rules import MaskRule
+from selkit.inference.shape_rules import MaskRule, Masks
 from selkit.inference.truncated import Chi, Normal
 
 
@@ -123,14 +123,7 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         )
     shown = score if rule is None else maps.as_made(torch.as_tensor(rule.shown(score.cpu().numpy())))
     if masks is not None:
-        places = fit_to_input(
-            torch.arange(chosen.numel()).reshape(chosen.shape), shape, maps.axes_of(chosen), maps.tested
-        )
-        if masks.comparable is not None:
-            usable &= roi | masks.comparable.reshape(-1)[places.numpy()]
-        within = np.zeros(chosen.numel(), dtype=bool)
-        within[places.numpy()[read_mask(mask, roi.shape, shape, maps.tested)]] = True
-        event: Event = masks.event(within.reshape(chosen.shape))
+        event, usable = _final(masks, chosen, roi, usable, maps)
         return Selection(inputs, masks.program, event, output, shown, roi, usable, maps.tested)
     if rule is None:
         margins, name = maps.margins, maps.margin
@@ -144,7 +137,7 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         index = np.arange(int(np.prod(margins.shapes[name])))
         tie = rule.ties(values[maps.score].nan_to_num(0.0, 0.0, 0.0).cpu().numpy(), len(index))
         positive = margins.run(image)[name][0].cpu().numpy().reshape(-1) > tie
-    event = SignEvent(
+    event: Event = SignEvent(
         name,
         torch.as_tensor(index, device=inputs.tested.device),
         torch.as_tensor(positive, device=inputs.tested.device),
@@ -152,6 +145,20 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         "move the threshold a little" if rule is None else rule.advice,
     )
     return Selection(inputs, margins, event, output, shown, roi, usable, maps.tested)
+
+
+def _final(
+    masks: Masks, chosen: Tensor, roi: NDArray[np.bool_], usable: NDArray[np.bool_], maps: ScoreMap
+) -> tuple[Event, NDArray[np.bool_]]:
+    """The event that a mask ends in what was observed, and the pixels that may be compared."""
+    (shape,) = maps.margins.inputs.values()
+    numbers = torch.arange(chosen.numel()).reshape(chosen.shape)
+    places = fit_to_input(numbers, shape, maps.axes_of(chosen), maps.tested).numpy()
+    within = np.zeros(chosen.numel(), dtype=bool)
+    within[places[usable]] = True
+    if masks.comparable is not None:
+        usable = usable & (roi | masks.comparable.reshape(-1)[places])
+    return masks.event(within.reshape(chosen.shape)), usable
 
 
 def observe(
@@ -177,7 +184,9 @@ def observe(
     """
     inputs = selection.inputs
     shape = tuple(inputs.tested.shape)
-    contrast = hypothesis.placed(selection.tested).contrast(roi, selection.usable & ~(selection.roi & ~roi), shape)
+    contrast = hypothesis.placed(selection.tested).contrast(
+        roi, selection.usable & ~(selection.roi & ~roi), shape
+    )
     covariance = Covariance(var, shape)
     data = inputs.tested.cpu().numpy() - (0.0 if inputs.reference is None else inputs.reference.cpu().numpy())
     etas = contrast.eta if contrast.eta.ndim > len(shape) else contrast.eta[None]

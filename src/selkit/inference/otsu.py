@@ -2,7 +2,7 @@
 
 For a fixed set S of k of n pixels, ``sqrt(k (n - k)) / n (mean in S - mean outside)``, whose square is the
 variance between the classes, is linear in the scores. The best cut of the sorted scores is the best of all
-sets, so that along a piece its value is a maximum of lines: a set that is best at both ends is best in between.
+sets, so that along a piece its value is a maximum of lines: a set that is best at both ends is best between.
 """
 
 from __future__ import annotations

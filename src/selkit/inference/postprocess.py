@@ -140,10 +140,10 @@ def as_input(g: Builder, score: str, x: str) -> str:
     target = g.shape(x)
     own, other = g.known_axes(score), g.known_axes(x)
     if own is not None and other is not None and own.sizes(g.shape(score)) == other.sizes(target):
-        if own.channels(g.shape(score)) == other.channels(target):
-            if len(own.first) == len(other.first) and own.first != other.first:
-                inverse = sorted(range(other.rank), key=other.first.__getitem__)
-                score = g.add("Transpose", score, perm=tuple(own.first[place] for place in inverse))
+        same = own.channels(g.shape(score)) == other.channels(target) and own.rank == other.rank
+        if same and own.first != other.first:
+            inverse = sorted(range(other.rank), key=other.first.__getitem__)
+            score = g.add("Transpose", score, perm=tuple(own.first[place] for place in inverse))
     return score if g.shape(score) == target else g.add("Reshape", score, torch.tensor(target))
 
 
@@ -180,9 +180,7 @@ def _filter(g: Builder, score: str, profile: Tensor, step: str) -> str:
         kernel = kernel[..., None] * profile
     weight = (kernel / kernel.sum()).expand(channels, 1, *(size,) * rank).contiguous()
     pads = (size // 2,) * rank + ((size - 1) // 2,) * rank
-    made = g.add(
-        "Conv", moved, g.constant(weight), pads=pads, group=channels, kernel_shape=(size,) * rank
-    )
+    made = g.add("Conv", moved, g.constant(weight), pads=pads, group=channels, kernel_shape=(size,) * rank)
     return channels_back(g, made, axes, g.shape(score))
 
 

@@ -27,7 +27,9 @@ def _integers(values: object, name: str, *, least: int | None = None) -> tuple[i
 def _for_each(given: tuple[int, ...], count: int, name: str) -> tuple[int, ...]:
     """One number for each axis of space."""
     if len(given) not in (1, count):
-        raise InvalidInputError(f"{name} has {len(given)} numbers, but the score map has {count} axes of space")
+        raise InvalidInputError(
+            f"{name} has {len(given)} numbers, but the score map has {count} axes of space"
+        )
     return given * count if len(given) == 1 else given
 
 
@@ -127,7 +129,8 @@ class Transpose(PostProcess):
         """Append a transposition."""
         if len(self.perm) != len(g.shape(score)):
             raise InvalidInputError(
-                f"perm is {self.perm}, but the score map has shape {g.shape(score)}: {len(g.shape(score))} axes"
+                f"perm is {self.perm}, but the score map has shape {g.shape(score)}: "
+                f"{len(g.shape(score))} axes"
             )
         made = g.add("Transpose", score, perm=self.perm)
         g.permute(self.perm)
@@ -167,7 +170,8 @@ class Crop(PostProcess):
         parts = [range(size)[slice(a, b)] for size, a, b in zip(sizes, start, stop, strict=True)]
         if not all(parts):
             raise InvalidInputError(
-                f"post_process has Crop from {start} to {stop}, which leaves nothing of a score map of shape {shape}"
+                f"post_process has Crop from {start} to {stop}, which leaves nothing of a score map of "
+                f"shape {shape}"
             )
         limits = (torch.tensor([getattr(part, end) for part in parts]) for end in ("start", "stop"))
         return g.add("Slice", score, *limits, torch.tensor(axes.space))

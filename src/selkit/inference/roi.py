@@ -430,5 +430,8 @@ class RoiTest:
                 seed=self.seed,
                 decompose=True,
             )
-            self._compiled = (key, build_score_map(program, self.hypothesis, self.tested_name, self._output_dtype()))
+            self._compiled = (
+                key,
+                build_score_map(program, self.hypothesis, self.tested_name, self._output_dtype()),
+            )
         return self._compiled[1]

@@ -147,7 +147,9 @@ def build_score_map(
         level = builder.constant(found.level)
         margin = builder.add("Sub", *((found.value, level) if found.above else (level, found.value)))
     margins = require_bounded(builder.program.prune([margin]))
-    return ScoreMap(observed.prune([output, score, raw]), margins, output, score, margin, raw, found.level, tested, mapped)
+    return ScoreMap(
+        observed.prune([output, score, raw]), margins, output, score, margin, raw, found.level, tested, mapped
+    )
 
 
 def _normalized_margin(g: Builder, score: str, threshold: float) -> str:

@@ -1,7 +1,7 @@
 """Regions that are a mask after clean-up: its largest part, its holes filled, and so on.
 
-The test conditions on the region that comes out, not on the mask that goes in: each mask that ends in the same
-region belongs to the truncation set.
+The test conditions on the region that comes out, not on the mask that goes in: each mask that ends in the
+same region belongs to the truncation set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -207,9 +206,9 @@ class MaskRule(Region):
         """The scores, before flat and smooth functions at the end of the map where all levels allow that."""
         program = maps.margins.prune([maps.margin])
         founds = [undo(program, maps.margin, level, maps.dtype) for level in self.levels]
-        if len({(found.value, found.above, len(found.program.steps)) for found in founds}) == 1:
-            if all(np.isfinite(found.level) for found in founds):
-                return founds[0], tuple(found.level for found in founds)
+        alike = len({(found.value, found.above, len(found.program.steps)) for found in founds}) == 1
+        if alike and all(np.isfinite(found.level) for found in founds):
+            return founds[0], tuple(found.level for found in founds)
         return Level(program, maps.margin, 0.0), tuple(representable(t, maps.dtype) for t in self.levels)
 
 
@@ -303,14 +302,14 @@ class Hysteresis(_Two):
 
     def finish(self, lower: Sequence[Mask], upper: Sequence[Mask], grid: Grid) -> list[Pair]:
         """Keep the parts with a strong pixel, then clean up."""
-        first = hysteresis(*lower, grid, self.connectivity)
-        last = first if lower is upper else hysteresis(*upper, grid, self.connectivity)
+        first = hysteresis(lower[0], lower[1], grid, self.connectivity)
+        last = first if lower is upper else hysteresis(upper[0], upper[1], grid, self.connectivity)
         return [clean(self.steps, first, last, grid)]
 
 
 @dataclass(frozen=True)
 class TwoThresholds(_Two):
-    """Where the map is above ``high``, compared with where it is at most ``low``; what lies between is neither.
+    """Where the map is above ``high``, compared with where it is at most ``low``; between lies neither.
 
     Clean-up is that of the region above ``high``; what it takes away is not compared with either.
 
@@ -340,8 +339,8 @@ class Otsu(MaskRule):
 
     The threshold is exact, not that of a histogram: of all cuts of the sorted scores it has the largest
     variance between the two classes. It depends on the image, and the test takes that into account: the
-    square root of that variance is linear in the scores as long as the classes stay what they are, so that the
-    best cut is a maximum of lines along each piece.
+    square root of that variance is linear in the scores as long as the classes stay what they are, so that
+    the best cut is a maximum of lines along each piece.
 
     Examples
     --------
@@ -369,7 +368,7 @@ class Otsu(MaskRule):
 
         if not is_piecewise_linear(program):
             raise NotAvailableError(
-                "Otsu's threshold needs a score map that is piecewise linear in the input, but this model has "
-                "smooth operators before it; use the logits as score map, with score_map= or o_idx"
+                "Otsu's threshold needs a score map that is piecewise linear in the input, but this model "
+                "has smooth operators before it; use the logits as score map, with score_map= or o_idx"
             )
         return OtsuEvent(found.value, (), True, tie, outcome, "use another rule than Otsu for this image")
