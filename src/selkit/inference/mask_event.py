@@ -112,7 +112,7 @@ class MaskEvent(Event):
         """Return where the final region is the observed one."""
         margin = self.margins(trace.values[self.value])
         z = trace.z.cpu().numpy()
-        finite = np.isfinite(margin).all((1, 2))
+        finite = np.asarray(np.isfinite(margin).all((1, 2)))
         joined = trace.joined.cpu().numpy() & finite[1:] & finite[:-1]
         stretches = _Stretches(self.outcome)
         for begin, end in _runs(joined):
@@ -184,8 +184,8 @@ class _Stretches:
         todo = [(0, len(z) - 1)]
         while todo:
             begin, end = todo.pop()
-            lower: Mask = on[begin:end].all(0)
-            upper: Mask = maybe[begin:end].any(0)
+            lower = np.asarray(on[begin:end].all(0))
+            upper = np.asarray(maybe[begin:end].any(0))
             verdict = self.outcome.decide(lower, upper)
             if verdict is not None:
                 self._note(verdict, z[begin], z[end])

@@ -123,8 +123,8 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         )
     shown = score if rule is None else maps.as_made(torch.as_tensor(rule.shown(score.cpu().numpy())))
     if masks is not None:
-        event, usable = _final(masks, chosen, roi, usable, maps)
-        return Selection(inputs, masks.program, event, output, shown, roi, usable, maps.tested)
+        final, usable = _final(masks, chosen, roi, usable, maps)
+        return Selection(inputs, masks.program, final, output, shown, roi, usable, maps.tested)
     if rule is None:
         margins, name = maps.margins, maps.margin
         places = torch.arange(chosen.numel()).reshape(chosen.shape)  # the map may have other axes first
@@ -137,7 +137,7 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         index = np.arange(int(np.prod(margins.shapes[name])))
         tie = rule.ties(values[maps.score].nan_to_num(0.0, 0.0, 0.0).cpu().numpy(), len(index))
         positive = margins.run(image)[name][0].cpu().numpy().reshape(-1) > tie
-    event: Event = SignEvent(
+    event = SignEvent(
         name,
         torch.as_tensor(index, device=inputs.tested.device),
         torch.as_tensor(positive, device=inputs.tested.device),
