@@ -299,3 +299,62 @@ def test_an_interrupted_run_goes_on(selkit, slow, tmp_path, number, code):
     assert len(rows) == 30
     assert not np.isnan(column(rows, "p_value")).any()
     assert not partial.exists()
+
+
+HEATMAPS = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 8, 8, 1] x) => (float[1, 4, 4, 2] y)
+    <float[2, 1, 3, 3] w = {1, 1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2}>
+    { f = Transpose<perm = [0, 3, 1, 2]>(x)
+      c = Conv<pads = [1, 1, 1, 1]>(f, w)
+      inner = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c)
+      y = Transpose<perm = [0, 2, 3, 1]>(inner) }"""
+
+
+def test_small_maps_clean_up_and_axes(selkit, images, tmp_path):
+    from selkit.inference import Hysteresis, Otsu, SelectChannel, Threshold, TwoThresholds
+
+    onnx.save(onnx.parser.parse_model(HEATMAPS), tmp_path / "heat.onnx")
+    values = np.moveaxis(np.load(images), 1, -1)
+    np.save(tmp_path / "last.npy", values)
+    small = ["--channel", "1", "--map-resize", "linear"]
+    load = {"channel": 1, "resize": "linear"}
+    cleaned = Threshold(1.5).close(1.5).remove_small(3).fill_holes()
+    cases = [
+        (
+            [
+                "--threshold",
+                "1.5",
+                "--clean",
+                "close:1.5",
+                "--clean",
+                "remove-small:3",
+                "--clean",
+                "fill-holes",
+            ],
+            package.BackMeanDiff(region=cleaned),
+        ),
+        (["--otsu", "--clean", "largest"], package.BackMeanDiff(region=Otsu().largest_component())),
+        (["--hysteresis", "1", "2", "--axes", "NHWC"], package.BackMeanDiff(region=Hysteresis(1, 2))),
+        (["--two-thresholds", "1", "2"], package.BackMeanDiff(region=TwoThresholds(1, 2))),
+    ]
+    for options, hypothesis in cases:
+        more = [*options, *small, "--var", "1", "--mode", "decision", "--adjust", "none", "--json"]
+        ended = selkit("test", tmp_path / "heat.onnx", tmp_path / "last.npy", *more)
+        test = package.load(str(tmp_path / "heat.onnx"), hypothesis, var=1.0, **load)
+        expected = [test.inference(image[None], inference_mode="decision").sup_p for image in values[:3]]
+        np.testing.assert_allclose(column(ended.json["rows"][:3], "sup_p"), expected)
+    more = ["--threshold", "1.5", "--score-map", "inner", "--post", "channel:1", "--post", "resize-nearest"]
+    ended = selkit("test", tmp_path / "heat.onnx", tmp_path / "last.npy", *more, "--var", "1", "--json")
+    steps = [SelectChannel(1), package.inference.Resize("nearest")]
+    inner = package.BackMeanDiff(1.5, score_map="inner", post_process=steps)
+    result = package.load(str(tmp_path / "heat.onnx"), inner, var=1.0).inference(values[0][None])
+    assert float(ended.json["rows"][0]["p_value"]) == result.p_value
+
+
+def test_clean_up_that_makes_no_sense(selkit, models, images):
+    ended = selkit("test", models["average"], images, "--top", "3", "--clean", "largest", "--var", "1")
+    assert ended.code == 1
+    assert "--clean needs a threshold" in ended.err
+    ended = selkit("test", models["average"], images, "--threshold", "0", "--clean", "shrink", "--var", "1")
+    assert ended.code == 2
+    assert "remove-small:PIXELS" in ended.err

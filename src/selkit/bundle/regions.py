@@ -14,7 +14,8 @@ from selkit.bundle.source import inputs_of
 from selkit.errors import InvalidInputError, InvalidTypeError, NotAvailableError
 from selkit.graph.program import Program
 from selkit.inference.hypotheses import Hypothesis
-from selkit.inference.postprocess import Builder
+from selkit.inference.layout import Axes, Layouts, axes_by_size, channels_first, check_layout, read_layout
+from selkit.inference.postprocess import Builder, channels_to_front
 from selkit.inference.regions import ArgMax, Region, TopK
 from selkit.inference.roi import RoiTest
 
@@ -26,8 +27,10 @@ class NodeBuilder(Builder):
     reshape across it is done for each sample.
     """
 
-    def __init__(self, g: Emitter, dtype: torch.dtype) -> None:
+    def __init__(self, g: Emitter, dtype: torch.dtype, tested: Axes | None, mapped: Axes | None) -> None:
         self.g, self.dtype = g, dtype
+        self.tested, self.mapped = tested, mapped
+        self.inputs: set[str] = set()
 
     @property
     def program(self) -> Program:  # type: ignore[override]
@@ -48,6 +51,9 @@ class NodeBuilder(Builder):
         values = [value if isinstance(value, str) else self._number(value) for value in inputs]
         if op_type.startswith("Reduce"):
             return self._reduce(op_type, values, attributes)
+        if op_type == "Resize" and len(values) > 3 and not isinstance(values[3], str):
+            batch = self.g.op("Slice", self.g.op("Shape", values[0]), *(np.asarray([k]) for k in (0, 1, 0)))
+            values[3] = self.g.op("Concat", batch, np.asarray(values[3][1:]), axis=0)
         if op_type == "Reshape" and not isinstance(values[1], str):
             values[1] = self._target(values[1])
         return self.g.op(op_type, *values, **attributes)
@@ -73,6 +79,18 @@ class NodeBuilder(Builder):
                 "onnx.tools.update_model_dims"
             )
         return tuple(int(size) for size in sizes if size is not None)
+
+    def known_axes(self, name: str) -> Axes | None:
+        """Axes of the tested input, or those of the score map, which steps keep."""
+        found = self.tested if name in self.inputs else self.mapped
+        return found if found is not None and found.rank == len(self.sizes(name)) else None
+
+    def permute(self, perm: tuple[int, ...]) -> None:
+        """Note that the score map's axes have been put into another order."""
+        if self.mapped is not None:
+            channel = None if self.mapped.channel is None else perm.index(self.mapped.channel)
+            space = tuple(place for place, axis in enumerate(perm) if axis in self.mapped.space)
+            self.mapped = Axes(len(perm), channel, space)
 
     def constant(self, values: object) -> Tensor:
         """Return numbers as a tensor of the map's dtype."""
@@ -131,23 +149,45 @@ def emit_region(g: Emitter, roi: RoiTest | Hypothesis) -> tuple[str, str]:
         )
     inputs, outputs = [value.name for value in inputs_of(g.model)], [v.name for v in g.model.graph.output]
     _check_same(roi, hypothesis, inputs, outputs)
-    x, score = inputs[hypothesis.i_idx], outputs[hypothesis.o_idx]
+    x, score = inputs[hypothesis.i_idx], hypothesis.score_map or outputs[hypothesis.o_idx]
     wide = g.kind(score) == TensorProto.DOUBLE
     dtype = torch.float64 if wide else torch.float32
-    builder = NodeBuilder(g, dtype)
+    builder = NodeBuilder(g, dtype, *_axes(g, roi, hypothesis, x, score))
+    builder.inputs.add(x)
     shape = builder.sizes(x)
     tested = x
     if g.kind(score) not in (TensorProto.FLOAT, TensorProto.DOUBLE):
         score = g.cast(score, np.float32)
     if g.kind(x) != g.kind(score):
         tested = g.cast(x, np.float64 if wide else np.float32)
+        builder.inputs.add(tested)
     for step in hypothesis.steps:
         own = getattr(step, "to_onnx", None)
         score = own(g, score, tested) if callable(own) else step.build(builder, score, tested)
     if hypothesis.region is not None:
-        return score, _fitted(builder, _selected(builder, hypothesis.region, score), shape)
+        given = score
+        if builder.mapped is not None and builder.mapped.channel is not None:
+            given = channels_to_front(builder, score, builder.mapped)
+            builder.mapped = channels_first(len(builder.mapped.space) + 2)
+        return score, _fitted(builder, _selected(builder, hypothesis.region, given), shape)
     score, margin = _thresholded(builder, score, hypothesis)
     return score, _fitted(builder, margin, shape)
+
+
+def _axes(
+    g: Emitter, roi: RoiTest | Hypothesis, hypothesis: Hypothesis, x: str, score: str
+) -> tuple[Axes | None, Axes | None]:
+    """Axes of the tested input and of the score map, where they are known."""
+    shape = tuple(1 if place == 0 else size for place, size in enumerate(g.shape(x) or ()))
+    if isinstance(roi, RoiTest) and None not in shape and len(inputs_of(g.model)) == 1:
+        return roi.axes_for(tuple(size or 1 for size in shape))
+    own, other = check_layout(hypothesis.layout)
+    tested = axes_by_size(shape) if own is None else read_layout(own, shape, x)  # type: ignore[arg-type]
+    found = tuple(1 if place == 0 else size for place, size in enumerate(g.shape(score) or ()))
+    if other is not None:
+        return tested, read_layout(other, found, "the score map")  # type: ignore[arg-type]
+    layouts = Layouts(x, shape, tested, said=own is not None)  # type: ignore[arg-type]
+    return tested, layouts.by_shape(found)  # type: ignore[arg-type]
 
 
 def _check_same(
@@ -213,11 +253,19 @@ def _selected(builder: NodeBuilder, region: Region, score: str) -> str:
 
 def _fitted(builder: NodeBuilder, chosen: str, shape: tuple[int | None, ...]) -> str:
     """The region in the rank of the input, as :func:`selkit.inference.score_map.fit_to_input` gives it."""
+    own, tested = builder.mapped, builder.tested
     found = builder.sizes(chosen)
+    if own is not None and tested is not None and own.rank == tested.rank == len(found):
+        inverse = sorted(range(tested.rank), key=tested.first.__getitem__)
+        perm = tuple(own.first[place] for place in inverse)
+        if perm != tuple(range(own.rank)) and own.channel is not None and tested.channel is not None:
+            chosen = builder.g.op("Transpose", chosen, perm=list(perm))
+            found = builder.sizes(chosen)
+    channel = 1 if tested is None or tested.channel is None else tested.channel
     if None in (*found, *shape) and len(found) == len(shape):
         pairs = list(zip(found, shape, strict=True))[1:]
-        if pairs[0][0] == 1:  # one map for all channels
-            pairs[0] = (1, 1)
+        if pairs[channel - 1][0] == 1:  # one map for all channels
+            pairs[channel - 1] = (1, 1)
         if all(None in pair or pair[0] == pair[1] for pair in pairs):
             return chosen
 
@@ -228,11 +276,11 @@ def _fitted(builder: NodeBuilder, chosen: str, shape: tuple[int | None, ...]) ->
         return chosen
     if squeezed(found) == squeezed(shape):
         target = shape[1:]
-    elif len(shape) > 2 and squeezed(found) == squeezed((1, *shape[2:])):
-        target = (1, *shape[2:])
+    elif len(shape) > 2 and squeezed(found) == squeezed((*shape[:channel], 1, *shape[channel + 1 :])):
+        target = (*shape[1:channel], 1, *shape[channel + 1 :])
     else:
         raise InvalidInputError(
             f"roi has a score map of shape {found}, which matches neither the input's shape {shape} nor its "
-            f"spatial part {shape[2:]}; choose another output with o_idx, or resize it in post_process"
+            "spatial part; choose another output with o_idx, or bring it to the input's size with resize="
         )
     return builder.g.op("Reshape", chosen, np.asarray([0, *target], dtype=np.int64))

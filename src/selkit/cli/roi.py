@@ -23,6 +23,8 @@ EXAMPLES = """\
   selkit test model.onnx images/ --color gray --top 20 --hypothesis neighborhood --neighborhood 3 \\
       --var-from dark-frames.npy --n-jobs -1 --regions regions.npy -o tests.csv
   selkit test autoencoder.onnx images.npy --threshold 0.8 --post input-diff --post abs --var 1 --json
+  selkit test heatmaps.onnx images.npy --channel 1 --map-resize linear --threshold 0.5 --clean largest \\
+      --clean fill-holes --var 0.04 -o tests.csv
 """
 
 Row: TypeAlias = dict[str, Any]
@@ -136,7 +138,16 @@ def load_test(options: Namespace) -> RoiTest:
 
     known = vars(options)
     variance = _variance(options) if "var" in known else None
-    return selkit.load(options.model, make_hypothesis(options), var=variance, seed=known.get("seed"))
+    return selkit.load(
+        options.model,
+        make_hypothesis(options),
+        var=variance,
+        seed=known.get("seed"),
+        layout=options.axes,
+        score_map=options.score_map,
+        channel=options.channel,
+        resize=options.map_resize,
+    )
 
 
 def _variance(options: Namespace) -> Any:

@@ -24,8 +24,10 @@ from selkit.inference.postprocess import (
 )
 from selkit.inference.randomized import RandomizedResult
 from selkit.inference.regions import ArgMax, PredictedClass, Region, TopK
+from selkit.inference.resizing import Crop, Resize, SelectChannel, Transpose
 from selkit.inference.result import RoiResult
 from selkit.inference.roi import RoiTest, load
+from selkit.inference.shape_rules import Hysteresis, MaskRule, Otsu, Threshold, TwoThresholds
 from selkit.inference.table import RoiRow, RoiTable
 
 __all__ = [
@@ -37,23 +39,32 @@ __all__ = [
     "AverageFilter",
     "BackMeanDiff",
     "Contrast",
+    "Crop",
     "GaussianFilter",
     "Hypothesis",
+    "Hysteresis",
     "InputDiff",
     "L1Norm",
+    "MaskRule",
     "Neg",
     "NeighborMeanDiff",
+    "Otsu",
     "PostProcess",
     "PredictedClass",
     "RandomizedResult",
     "ReferenceMeanDiff",
     "Region",
+    "Resize",
     "RoiResult",
     "RoiRow",
     "RoiTable",
     "RoiTest",
+    "SelectChannel",
     "Stationary",
+    "Threshold",
     "TopK",
+    "Transpose",
+    "TwoThresholds",
     "benjamini_hochberg",
     "benjamini_yekutieli",
     "estimate_covariance",

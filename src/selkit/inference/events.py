@@ -34,7 +34,15 @@ class Settled:
 
 
 class Event(ABC):
-    """A set of z, told from values of a program along the line."""
+    """A set of z, told from values of a program along the line.
+
+    Attributes
+    ----------
+    advice
+        What to do where the observation is in the set by rounding alone.
+    """
+
+    advice: str = ""
 
     @property
     def rounding(self) -> float:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
 from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError
+from selkit.inference.layout import Axes, axes_by_size, check_layout, unknown
 from selkit.inference.postprocess import PostProcess
 from selkit.inference.regions import Region
+from selkit.inference.shape_rules import Threshold
 
 Pixels = NDArray[np.bool_]
 
@@ -58,6 +62,11 @@ class Hypothesis(ABC):
         Scale the score map to [0, 1] by its minimum and maximum before the threshold.
     region
         Another rule than a threshold, such as :class:`ArgMax` or :class:`TopK`.
+    layout
+        Which axis of the tested input is what, where the model and the sizes do not tell: see
+        :func:`selkit.load`.
+    score_map
+        Name of the model's value that is the score map, an output or an inner one, instead of ``o_idx``.
     """
 
     threshold: float | None = field(default=None, kw_only=False)
@@ -66,14 +75,28 @@ class Hypothesis(ABC):
     post_process: PostProcess | Sequence[PostProcess] = ()
     use_norm: bool = False
     region: Region | None = None
+    layout: str | tuple[str | None, str | None] | None = None
+    score_map: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_fields()
+
+    def _check_fields(self) -> None:
+        check_layout(self.layout)
+        named: object = self.score_map
+        if named is not None and (not isinstance(named, str) or self.o_idx != 0):
+            raise InvalidInputError(
+                f"score_map is {self.score_map!r}; give the name of a value of the model, and no o_idx then"
+            )
         if (self.threshold is None) == (self.region is None):
             raise InvalidInputError("give either threshold or region")
         if self.region is not None and self.use_norm:
             raise InvalidInputError("use_norm=True scales for a threshold; it has no use with region")
         if self.threshold is not None:
             self._check_threshold(self.threshold)
+        if isinstance(self.region, Threshold) and not self.region.steps:
+            object.__setattr__(self, "threshold", self.region.value)
+            object.__setattr__(self, "region", None)
         steps = (self.post_process,) if isinstance(self.post_process, PostProcess) else self.post_process
         for step in steps:
             if not isinstance(step, PostProcess):
@@ -95,6 +118,36 @@ class Hypothesis(ABC):
         return (
             (self.post_process,) if isinstance(self.post_process, PostProcess) else tuple(self.post_process)
         )
+
+    def told(self, **known: object) -> Self:
+        """Return the hypothesis with fields that were given elsewhere; ``None`` leaves one as it is."""
+        given = {name: value for name, value in known.items() if value is not None}
+        if not given:
+            return self
+        here = copy(self)
+        for name, value in given.items():
+            object.__setattr__(here, name, value)
+        here._check_fields()
+        return here
+
+    def placed(self, axes: Axes | None) -> Self:
+        """Return the hypothesis for an input with these axes."""
+        here = copy(self)
+        object.__setattr__(here, "_axes", axes)  # no field: it comes from the model
+        return here
+
+    def axes(self, shape: tuple[int, ...]) -> Axes:
+        """Return which axes of an input of this shape hold channels and which are space.
+
+        Raises
+        ------
+        InvalidInputError
+            If neither ``layout=`` nor the model nor the sizes tell.
+        """
+        found = getattr(self, "_axes", None) or axes_by_size(shape)
+        if found is None or found.rank != len(shape):
+            raise unknown(f"hypothesis is {type(self).__name__}, which", "the input", shape)
+        return found
 
     @abstractmethod
     def contrast(self, roi: Pixels, usable: Pixels, shape: tuple[int, ...]) -> Contrast:
@@ -128,7 +181,7 @@ class BackMeanDiff(Hypothesis):
 
     Parameters
     ----------
-    threshold, i_idx, o_idx, post_process, use_norm, region
+    threshold, i_idx, o_idx, post_process, use_norm, region, layout, score_map
         See :class:`Hypothesis`.
 
     Examples
@@ -154,7 +207,7 @@ class NeighborMeanDiff(Hypothesis):
 
     Parameters
     ----------
-    threshold, i_idx, o_idx, post_process, use_norm, region
+    threshold, i_idx, o_idx, post_process, use_norm, region, layout, score_map
         See :class:`Hypothesis`.
     neighborhood_range
         How many pixels the neighbourhood reaches beyond the region, along every axis (diagonals included).
@@ -175,9 +228,8 @@ class NeighborMeanDiff(Hypothesis):
     def contrast(self, roi: Pixels, usable: Pixels, shape: tuple[int, ...]) -> Contrast:
         """Compare the region with the ring around it."""
         side = 2 * self.neighborhood_range + 1
-        # Batch and channel axes have no neighbourhood; a map without them is all space.
-        spatial = max(roi.ndim - 2, 1)
-        size = (1,) * (roi.ndim - spatial) + (side,) * spatial
+        space = self.axes(shape).space
+        size = tuple(side if axis in space else 1 for axis in range(roi.ndim))
         ring = maximum_filter(roi, size=size, mode="constant", cval=0).astype(bool) & ~roi & usable
         if not ring.any():
             raise NoHypothesisError(
@@ -195,7 +247,7 @@ class ReferenceMeanDiff(Hypothesis):
 
     Parameters
     ----------
-    threshold, i_idx, o_idx, post_process, use_norm, region
+    threshold, i_idx, o_idx, post_process, use_norm, region, layout, score_map
         See :class:`Hypothesis`.
     """
 

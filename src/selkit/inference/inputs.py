@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.graph import ValueSpec
-from selkit.inference.score_map import fit_to_input
+from selkit.inference.layout import Axes, fit_to_input
 
 Array = NDArray[Any] | Tensor
 
@@ -102,14 +102,16 @@ def to_tensor(value: Any, name: str, declared: tuple[int | None, ...] | None, de
     )
     if not fits:
         raise InvalidInputError(f"{name} has shape {tuple(tensor.shape)}; the model takes {declared}")
-    if tensor.ndim and tensor.shape[0] != 1 and (declared is None or declared[0] in (None, 1)):
+    if tensor.ndim > 1 and tensor.shape[0] != 1 and (declared is None or declared[0] in (None, 1)):
         raise InvalidInputError(f"{name} has a batch of {tensor.shape[0]}; test one image at a time")
     if not bool(torch.isfinite(tensor).all()):
         raise InvalidInputError(f"{name} contains NaN or infinite values; replace them before testing")
     return tensor
 
 
-def read_mask(mask: Array | None, region: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def read_mask(
+    mask: Array | None, region: tuple[int, ...], shape: tuple[int, ...], tested: Axes | None = None
+) -> NDArray[np.bool_]:
     """Return the usable pixels in the shape of the region.
 
     Parameters
@@ -120,6 +122,8 @@ def read_mask(mask: Array | None, region: tuple[int, ...], shape: tuple[int, ...
         Shape of the region, of the input's rank.
     shape
         Shape of the input.
+    tested
+        Its axes, where they are known.
     """
     if mask is None:
         return np.ones(region, dtype=bool)
@@ -127,12 +131,14 @@ def read_mask(mask: Array | None, region: tuple[int, ...], shape: tuple[int, ...
     if given.is_floating_point() and not bool(((given == 0) | (given == 1)).all()):
         raise InvalidInputError("mask has values other than 0 and 1")
     try:
-        usable = fit_to_input(given, shape).numpy().astype(bool)
-    except InvalidInputError as error:
+        usable = np.broadcast_to(fit_to_input(given, shape, tested=tested).numpy().astype(bool), region)
+    except ValueError as error:
+        if "layout=" in str(error):
+            raise
         raise InvalidInputError(
             f"mask has shape {tuple(given.shape)}; it must have the region's shape, {region} or without the "
             "axes of length one"
         ) from error
     if not usable.any():
         raise InvalidInputError("mask leaves no pixel")
-    return np.broadcast_to(usable, region).copy()
+    return usable.copy()

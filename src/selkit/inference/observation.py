@@ -13,12 +13,14 @@ from torch import Tensor
 from selkit.errors import InvalidInputError, NoHypothesisError
 from selkit.graph import Program
 from selkit.inference.covariance import Covariance
-from selkit.inference.events import SignEvent
+from selkit.inference.events import Event, SignEvent
 from selkit.inference.hypotheses import Contrast, Hypothesis
 from selkit.inference.inputs import Array, Inputs, read_mask
+from selkit.inference.layout import Axes, fit_to_input
 from selkit.inference.line import Line
 from selkit.inference.postprocess import Builder
-from selkit.inference.score_map import ScoreMap, fit_to_input, require_bounded
+from selkit.inference.score_map import ScoreMap, require_bounded
+from selkit.inference.shape_rules import MaskRule, Masks
 from selkit.inference.truncated import Chi, Normal
 
 
@@ -36,15 +38,18 @@ class Selection:
         In ONNX shape.
     roi, usable
         The region and the pixels that the mask leaves, in a shape that broadcasts against the input.
+    tested
+        Axes of the tested input, where they are known.
     """
 
     inputs: Inputs
     margins: Program
-    event: SignEvent
+    event: Event
     output: Tensor
     score: Tensor
     roi: NDArray[np.bool_]
     usable: NDArray[np.bool_]
+    tested: Axes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,19 +108,28 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         rule = rule.given({name: values[name][0].cpu().numpy() for name in rule.needs})
     margin = maps.margins.run(image)[maps.margin] if rule is None else values[maps.raw]
     tie: float | NDArray[np.float64] = maps.tie(values[maps.raw], margin)
-    chosen = torch.as_tensor(margin[0] > float(tie) if rule is None else rule.select(score.cpu().numpy()))
-    roi = fit_to_input(chosen, shape).cpu().numpy()
-    usable = read_mask(mask, roi.shape, shape)
+    masks = rule.observe(maps, image) if isinstance(rule, MaskRule) else None
+    if masks is not None:
+        chosen = torch.as_tensor(masks.region)
+    else:
+        chosen = torch.as_tensor(margin[0] > float(tie) if rule is None else rule.select(score.cpu().numpy()))
+    roi = fit_to_input(chosen, shape, maps.axes_of(chosen), maps.tested).cpu().numpy()
+    usable = read_mask(mask, roi.shape, shape, maps.tested)
     roi = roi & usable  # what is selected elsewhere stays in the condition
     if not roi.any():
         raise NoHypothesisError(
             "the region is empty: no score that the mask leaves is selected (the largest is "
             f"{float(score.max()):.4g}, threshold={hypothesis.threshold}); lower the threshold"
         )
+    shown = score if rule is None else maps.as_made(torch.as_tensor(rule.shown(score.cpu().numpy())))
+    if masks is not None:
+        final, usable = _final(masks, chosen, roi, usable, maps)
+        return Selection(inputs, masks.program, final, output, shown, roi, usable, maps.tested)
     if rule is None:
         margins, name = maps.margins, maps.margin
-        index = np.flatnonzero(usable)
-        positive = roi.reshape(-1)[index]
+        places = torch.arange(chosen.numel()).reshape(chosen.shape)  # the map may have other axes first
+        index = fit_to_input(places, shape, maps.axes_of(chosen), maps.tested).numpy()[usable]
+        positive = roi[usable]
     else:
         builder = Builder(maps.margins)
         name = rule.condition(builder, maps.margin, chosen.cpu().numpy())
@@ -130,8 +144,21 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         tie if isinstance(tie, float) else torch.as_tensor(tie, device=inputs.tested.device),
         "move the threshold a little" if rule is None else rule.advice,
     )
-    shown = score if rule is None else torch.as_tensor(rule.shown(score.cpu().numpy()))
-    return Selection(inputs, margins, event, output, shown, roi, usable)
+    return Selection(inputs, margins, event, output, shown, roi, usable, maps.tested)
+
+
+def _final(
+    masks: Masks, chosen: Tensor, roi: NDArray[np.bool_], usable: NDArray[np.bool_], maps: ScoreMap
+) -> tuple[Event, NDArray[np.bool_]]:
+    """The event that a mask ends in what was observed, and the pixels that may be compared."""
+    (shape,) = maps.margins.inputs.values()
+    numbers = torch.arange(chosen.numel()).reshape(chosen.shape)
+    places = fit_to_input(numbers, shape, maps.axes_of(chosen), maps.tested).numpy()
+    within = np.zeros(chosen.numel(), dtype=bool)
+    within[places[usable]] = True
+    if masks.comparable is not None:
+        usable = usable & (roi | masks.comparable.reshape(-1)[places])
+    return masks.event(within.reshape(chosen.shape)), usable
 
 
 def observe(
@@ -157,7 +184,9 @@ def observe(
     """
     inputs = selection.inputs
     shape = tuple(inputs.tested.shape)
-    contrast = hypothesis.contrast(roi, selection.usable & ~(selection.roi & ~roi), shape)
+    contrast = hypothesis.placed(selection.tested).contrast(
+        roi, selection.usable & ~(selection.roi & ~roi), shape
+    )
     covariance = Covariance(var, shape)
     data = inputs.tested.cpu().numpy() - (0.0 if inputs.reference is None else inputs.reference.cpu().numpy())
     etas = contrast.eta if contrast.eta.ndim > len(shape) else contrast.eta[None]

@@ -149,6 +149,7 @@ def plot_region(image: ArrayLike, result: RoiResult, *, channel: int = 0, ax: Ax
     detach = getattr(image, "detach", None)
     pixels = np.squeeze(np.asarray(detach().cpu().numpy() if detach else image, dtype=np.float64))
     region = np.asarray(result.roi, dtype=bool)
+    pixels, region = _channels_first(pixels, result), _channels_first(region, result)
     if pixels.ndim == region.ndim + 1:
         pixels = _channel(pixels, channel, "image")
     if pixels.shape == region.shape and pixels.ndim == 3:
@@ -255,6 +256,16 @@ def _channel(array: NDArray[Any], channel: int, name: str) -> NDArray[Any]:
     if not -len(array) <= channel < len(array):
         raise InvalidInputError(f"channel is {channel}, but the {name} has {len(array)}")
     return np.asarray(array[channel])
+
+
+def _channels_first(array: NDArray[Any], result: RoiResult) -> NDArray[Any]:
+    """Bring the channels of an image or a region to the front, axes of length one removed."""
+    axes, shape = result.axes, tuple(result.line.a.shape)
+    if axes is None or not result.channels_last or axes.channels(shape) == 1:
+        return array
+    sides = sum(size != 1 for size in axes.sizes(shape))
+    behind = array.ndim == sides + 1 and array.shape[-1] == axes.channels(shape)
+    return np.moveaxis(array, -1, 0) if behind else array
 
 
 def _runs(flags: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from selkit.errors import InvalidInputError
 from selkit.graph.ops.base import find, versions
 from selkit.graph.program import Program
+from selkit.inference.layout import Axes, Layouts, axes_by_size, unknown
 
 
 class Builder:
@@ -25,10 +26,12 @@ class Builder:
     ----------
     program
         The program so far.
+    layouts
+        What is known of the axes of its values.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, layouts: Layouts | None = None) -> None:
+        self.program, self.layouts = program, layouts
 
     def add(self, op_type: str, *inputs: str | Tensor, **attributes: object) -> str:
         """Append an ONNX operator of the newest supported version, and return its output's name.
@@ -51,6 +54,35 @@ class Builder:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the ONNX shape of a value."""
         return self.program.shapes[name]
+
+    def axes(self, name: str, why: str) -> Axes:
+        """Return which axes of a value hold channels and which are space.
+
+        Parameters
+        ----------
+        name
+            Of the value.
+        why
+            Who needs to know them, for the error.
+
+        Raises
+        ------
+        InvalidInputError
+            If neither ``layout=`` nor the model nor the sizes tell.
+        """
+        found = self.known_axes(name)
+        if found is None:
+            raise unknown(why, "the score map", self.shape(name))
+        return found
+
+    def permute(self, perm: tuple[int, ...]) -> None:
+        """Note that the score map's axes have been put into another order."""
+
+    def known_axes(self, name: str) -> Axes | None:
+        """Return which axes of a value hold channels and which are space, or ``None``."""
+        if self.layouts is None:
+            return axes_by_size(self.shape(name))
+        return self.layouts.of_value(self.program, name)
 
     def constant(self, values: object) -> Tensor:
         """Return numbers as a tensor of the program's dtype."""
@@ -100,7 +132,19 @@ class InputDiff(PostProcess):
                 f"post_process has InputDiff, but the score map of shape {g.shape(score)} cannot be compared "
                 f"with the input of shape {g.shape(x)}; give o_idx of an output that reconstructs the input"
             )
-        return g.add("Sub", score, x)
+        return g.add("Sub", as_input(g, score, x), x)
+
+
+def as_input(g: Builder, score: str, x: str) -> str:
+    """Bring a map with as many elements as the input into its shape."""
+    target = g.shape(x)
+    own, other = g.known_axes(score), g.known_axes(x)
+    if own is not None and other is not None and own.sizes(g.shape(score)) == other.sizes(target):
+        same = own.channels(g.shape(score)) == other.channels(target) and own.rank == other.rank
+        if same and own.first != other.first:
+            inverse = sorted(range(other.rank), key=other.first.__getitem__)
+            score = g.add("Transpose", score, perm=tuple(own.first[place] for place in inverse))
+    return score if g.shape(score) == target else g.add("Reshape", score, torch.tensor(target))
 
 
 @dataclass(frozen=True)
@@ -121,21 +165,51 @@ class Neg(PostProcess):
         return g.add("Neg", score)
 
 
-def _filter(g: Builder, score: str, profile: Tensor) -> str:
+def _filter(g: Builder, score: str, profile: Tensor, step: str) -> str:
     """Convolve every channel with the outer product of a profile, zeros outside."""
-    shape = g.shape(score)
-    if len(shape) < 3:
+    axes = g.axes(score, f"post_process has {step}, which")
+    rank, size = len(axes.space), len(profile)
+    if not rank:
         raise InvalidInputError(
-            f"post_process has a filter, but the score map has shape {shape}; "
-            "it needs (1, channels, *spatial)"
+            f"post_process has {step}, but the score map of shape {g.shape(score)} has no axes of space"
         )
-    rank, channels, size = len(shape) - 2, shape[1], len(profile)
+    moved = channels_to_front(g, score, axes)
+    channels = g.shape(moved)[1]
     kernel = profile
     for _ in range(rank - 1):
         kernel = kernel[..., None] * profile
     weight = (kernel / kernel.sum()).expand(channels, 1, *(size,) * rank).contiguous()
     pads = (size // 2,) * rank + ((size - 1) // 2,) * rank
-    return g.add("Conv", score, g.constant(weight), pads=pads, group=channels, kernel_shape=(size,) * rank)
+    made = g.add("Conv", moved, g.constant(weight), pads=pads, group=channels, kernel_shape=(size,) * rank)
+    return channels_back(g, made, axes, g.shape(score))
+
+
+def channels_to_front(g: Builder, score: str, axes: Axes) -> str:
+    """Bring a map into the shape (1, channels, *space)."""
+    if axes.usual:
+        return score
+    if axes.first != tuple(range(axes.rank)):
+        score = g.add("Transpose", score, perm=axes.first)
+    shape = g.shape(score)
+    space = shape[len(shape) - len(axes.space) :]
+    target = (1, 1 if axes.channel is None else shape[-len(axes.space) - 1], *space)
+    return score if shape == target else g.add("Reshape", score, torch.tensor(target))
+
+
+def channels_back(g: Builder, made: str, axes: Axes, shape: tuple[int, ...]) -> str:
+    """Undo :func:`channels_to_front`; ``shape`` is what the map had before, its sizes of space apart."""
+    if axes.usual:
+        return made
+    found = g.shape(made)
+    sizes = dict(zip(axes.space, found[2:], strict=True))
+    if axes.channel is not None:
+        sizes[axes.channel] = found[1]
+    target = tuple(sizes.get(axis, shape[axis]) for axis in range(axes.rank))
+    moved = tuple(target[axis] for axis in axes.first)
+    if moved != found:
+        made = g.add("Reshape", made, torch.tensor(moved))
+    inverse = tuple(sorted(range(axes.rank), key=axes.first.__getitem__))
+    return made if inverse == tuple(range(axes.rank)) else g.add("Transpose", made, perm=inverse)
 
 
 def _check_kernel(size: int) -> None:
@@ -160,7 +234,7 @@ class AverageFilter(PostProcess):
 
     def build(self, g: Builder, score: str, x: str) -> str:
         """Append a convolution with equal weights."""
-        return _filter(g, score, torch.ones(self.kernel_size, dtype=torch.float64))
+        return _filter(g, score, torch.ones(self.kernel_size, dtype=torch.float64), "AverageFilter")
 
 
 @dataclass(frozen=True)
@@ -186,7 +260,7 @@ class GaussianFilter(PostProcess):
     def build(self, g: Builder, score: str, x: str) -> str:
         """Append a convolution with Gaussian weights."""
         offset = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
-        return _filter(g, score, torch.exp(-(offset**2) / (2 * self.sigma**2)))
+        return _filter(g, score, torch.exp(-(offset**2) / (2 * self.sigma**2)), "GaussianFilter")
 
 
 @dataclass(frozen=True)
@@ -196,11 +270,8 @@ class L1Norm(PostProcess):
     def build(self, g: Builder, score: str, x: str) -> str:
         """Append ``sum |score|`` over the channel axis."""
         shape = g.shape(score)
-        if len(shape) < 3:
-            raise InvalidInputError(
-                f"post_process has L1Norm, but the score map has shape {shape}; "
-                "it needs (1, channels, *spatial)"
-            )
-        axes = torch.tensor([1])
-        total = g.add("ReduceSum", g.add("Abs", score), axes, keepdims=1)
-        return g.add("Expand", total, torch.tensor(shape)) if shape[1] > 1 else total
+        axes = g.axes(score, "post_process has L1Norm, which")
+        if axes.channel is None:
+            return g.add("Abs", score)
+        total = g.add("ReduceSum", g.add("Abs", score), torch.tensor([axes.channel]), keepdims=1)
+        return g.add("Expand", total, torch.tensor(shape)) if axes.channels(shape) > 1 else total

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,16 @@ from selkit.inference.postprocess import Builder
 
 
 class Region(ABC):
-    """A rule that selects pixels of a score map."""
+    """A rule that selects pixels of a score map.
+
+    Attributes
+    ----------
+    by_channel
+        Whether the rule needs the channels of the score map. Wherever these are known the map is given as
+        ``(1, channels, *space)``, in whatever order the model has its axes.
+    """
+
+    by_channel: ClassVar[bool] = False
 
     advice = "the region's condition holds on this image by rounding only; leave the image out"
     """What to do about an image on which the region cannot be reproduced."""
@@ -113,6 +122,7 @@ class ArgMax(Region):
     array([[[1, 0]]])
     """
 
+    by_channel: ClassVar[bool] = True
     index: int
     advice = "the class leads by rounding alone at some pixel; leave the image out, or test another class"
 
@@ -210,6 +220,7 @@ class PredictedClass(Region):
     array([[[1, 0]]])
     """
 
+    by_channel: ClassVar[bool] = True
     logits: str
     rule: float | Region
 

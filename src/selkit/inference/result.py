@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from selkit.errors import InvalidInputError, NotAvailableError
 from selkit.inference.acceptance.search import AcceptedBy
 from selkit.inference.intervals import Intervals
+from selkit.inference.layout import Axes
 from selkit.inference.line import Line
 from selkit.inference.truncated import (
     Alternative,
@@ -66,6 +67,8 @@ class RoiResult:
     accepted_by
         Where the p-value is conditioned on acceptance: the image's score, and what the p-value would be
         without.
+    axes
+        Which axes of the input hold channels and which are space, where that is known.
     """
 
     stat: float
@@ -85,6 +88,13 @@ class RoiResult:
     distribution: Distribution
     line: Line = field(repr=False)
     accepted_by: AcceptedBy | None = None
+    axes: Axes | None = field(default=None, repr=False)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the input has its channels behind its axes of space."""
+        axes = self.axes
+        return axes is not None and axes.channel is not None and axes.channel > max(axes.space, default=0)
 
     @property
     def p_value_unconditioned(self) -> float:

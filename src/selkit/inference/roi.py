@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import label
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.graph import Graph
@@ -18,9 +18,12 @@ from selkit.inference.acceptance.build import EventCache
 from selkit.inference.acceptance.given import Acceptance, as_acceptance
 from selkit.inference.hypotheses import Hypothesis, ReferenceMeanDiff
 from selkit.inference.inputs import Array, read_inputs
+from selkit.inference.layout import Axes, Layouts, components
 from selkit.inference.multiple import inference_batch
 from selkit.inference.observation import Selection, select
+from selkit.inference.postprocess import PostProcess
 from selkit.inference.randomized import RandomizedResult, randomized_inference
+from selkit.inference.resizing import Resize, ResizeMode, SelectChannel
 from selkit.inference.result import RoiResult
 from selkit.inference.score_map import ScoreMap, build_score_map
 from selkit.inference.search import Goal, InferenceMode
@@ -37,6 +40,10 @@ def load(
     var: Any = None,
     seed: int | None = None,
     device: str | torch.device = "cpu",
+    layout: str | tuple[str | None, str | None] | None = None,
+    score_map: str | None = None,
+    channel: int | None = None,
+    resize: ResizeMode | None = None,
 ) -> RoiTest:
     """Load an ONNX model and what is to be tested about the region that it selects.
 
@@ -52,6 +59,18 @@ def load(
         Fixes random layers of the model (the sampling of a variational autoencoder).
     device
         Where to compute.
+    layout
+        Which axis of the tested input is what: "NCHW", "NHWC", "NCL", "NLC", "NCDHW", "NDHWC",
+        "channels_first", "channels_last"; letters left out are axes that there are not ("HW", "NHW"). Needed
+        only where neither the model's convolutions and poolings nor the sizes tell, as in an error that asks
+        for it. A pair says it of the input and of the score map.
+    score_map
+        Name of the model's value that is the score map, an output or an inner one, instead of ``o_idx``.
+    channel
+        Which channel of the score map to use; before all steps of ``post_process``.
+    resize
+        "linear" or "nearest" brings a score map with a stride to the image's size; after ``channel`` and
+        before all steps of ``post_process``.
 
     Returns
     -------
@@ -78,7 +97,17 @@ def load(
     >>> bool(result.naive_p_value() < result.p_value < 1)
     True
     """
-    return RoiTest(Graph.load(model), hypothesis, var=var, seed=seed, device=device)
+    return RoiTest(
+        Graph.load(model),
+        hypothesis,
+        var=var,
+        seed=seed,
+        device=device,
+        layout=layout,
+        score_map=score_map,
+        channel=channel,
+        resize=resize,
+    )
 
 
 class RoiTest:
@@ -90,7 +119,7 @@ class RoiTest:
         The model.
     hypothesis
         What is tested.
-    var, seed, device
+    var, seed, device, layout, score_map, channel, resize
         See :func:`load`.
     """
 
@@ -102,6 +131,10 @@ class RoiTest:
         var: Any = None,
         seed: int | None = None,
         device: str | torch.device = "cpu",
+        layout: str | tuple[str | None, str | None] | None = None,
+        score_map: str | None = None,
+        channel: int | None = None,
+        resize: ResizeMode | None = None,
     ) -> None:
         if not isinstance(hypothesis, Hypothesis):
             raise InvalidTypeError(
@@ -116,7 +149,12 @@ class RoiTest:
                 kind = "input" if name == "i_idx" else "output"
                 listed = ", ".join(f"{place}: {value.name}" for place, value in enumerate(values))
                 raise InvalidInputError(f"{name} is {index}; the model's {kind}s are {listed}")
-        self.graph, self.hypothesis = graph, hypothesis
+        first: list[PostProcess] = [] if channel is None else [SelectChannel(channel)]
+        first += [] if resize is None else [Resize(resize)]
+        steps = (*first, *hypothesis.steps) if first else None
+        self.graph = graph
+        self.hypothesis = hypothesis.told(layout=layout, score_map=score_map, post_process=steps)
+        self._output_name()
         self.var, self.seed, self.device = var, seed, torch.device(device)
         self._compiled: tuple[object, ScoreMap] | None = None
         self._accepting = EventCache()
@@ -239,7 +277,7 @@ class RoiTest:
         check_alternative(alternative)
         selection = self.select(x, mask)
         options = self._options(selection, goal, alternative, null_value, accepted)
-        labels, count = label(selection.roi)
+        labels, count = components(selection.roi, selection.tested)
         return [self._test(selection, labels == place, var, options) for place in range(1, count + 1)]
 
     def inference_randomized(
@@ -348,19 +386,52 @@ class RoiTest:
         """Name of the model's input that is tested."""
         return self.graph.inputs[self.hypothesis.i_idx].name
 
+    def axes_for(self, shape: tuple[int, ...]) -> tuple[Axes | None, Axes | None]:
+        """Return the axes of the tested input and of the model's score map, for an input of this shape."""
+        program = self.graph.compile(
+            {self.tested_name: shape}, [self._output_name()], device=self.device, seed=self.seed
+        )
+        layouts = Layouts.of(self.hypothesis.layout, program, self.tested_name)
+        layouts.place_map(program, self._output_name())
+        return layouts.tested, layouts.of_value(program, self._output_name())
+
+    def _output_name(self) -> str:
+        """Name of the model's value that is the score map."""
+        name, o_idx = self.hypothesis.score_map, self.hypothesis.o_idx
+        if name is None:
+            return self.graph.outputs[o_idx].name
+        known = [output for node in self.graph.nodes for output in node.outputs if output]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 5, 0.3) or known[-5:]
+            raise InvalidInputError(
+                f"score_map is {name!r}, which is no value that the model computes; did you mean one of "
+                f"{', '.join(near)}?"
+            )
+        return name
+
+    def _output_dtype(self) -> torch.dtype | None:
+        """Number type of the score map outside selkit; an inner value mostly has that of the input."""
+        if self.hypothesis.score_map is None:
+            return self.graph.outputs[self.hypothesis.o_idx].dtype
+        declared = {spec.name: spec.dtype for spec in self.graph.outputs}
+        return declared.get(self.hypothesis.score_map, self.graph.inputs[self.hypothesis.i_idx].dtype)
+
     def _programs(self, shape: tuple[int, ...], others: dict[str, torch.Tensor]) -> ScoreMap:
         """Compile the model for this shape; kept for the next image of the same shape."""
         key = (shape, tuple((name, value.cpu().numpy().tobytes()) for name, value in others.items()))
         if self._compiled is None or self._compiled[0] != key:
-            output = self.graph.outputs[self.hypothesis.o_idx]
+            output = self._output_name()
             needs = () if self.hypothesis.region is None else self.hypothesis.region.needs
             program = self.graph.compile(
                 {self.tested_name: shape},
-                [output.name, *needs],
+                [output, *needs],
                 constants=others,
                 device=self.device,
                 seed=self.seed,
                 decompose=True,
             )
-            self._compiled = (key, build_score_map(program, self.hypothesis, self.tested_name, output.dtype))
+            self._compiled = (
+                key,
+                build_score_map(program, self.hypothesis, self.tested_name, self._output_dtype()),
+            )
         return self._compiled[1]

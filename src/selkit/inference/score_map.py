@@ -19,8 +19,9 @@ from selkit.errors import InvalidInputError, NotAvailableError
 from selkit.graph.ops.base import Kind
 from selkit.graph.program import Program
 from selkit.inference.hypotheses import Hypothesis
+from selkit.inference.layout import Axes, Layouts, channels_first, unknown
 from selkit.inference.levels import TIE, Level, undo
-from selkit.inference.postprocess import Builder
+from selkit.inference.postprocess import Builder, channels_to_front
 
 FOLLOWED = (Kind.AFFINE, Kind.PIECEWISE_LINEAR, Kind.MAXIMUM)
 """Kinds of steps whose composition is piecewise linear along a line."""
@@ -45,6 +46,10 @@ class ScoreMap:
         Name of the score map before it is scaled.
     level
         What the margin's value is compared with.
+    tested, mapped
+        Axes of the tested input and of the score map, where they are known.
+    dtype
+        Of the score map outside selkit.
     """
 
     observed: Program
@@ -54,6 +59,9 @@ class ScoreMap:
     margin: str
     raw: str
     level: float = 0.0
+    tested: Axes | None = None
+    mapped: Axes | None = None
+    dtype: torch.dtype | None = None
 
     def tie(self, raw: Tensor, margin: Tensor) -> float:
         """Up to which a margin is a tie: the score equals the threshold.
@@ -65,6 +73,21 @@ class ScoreMap:
         """
         largest = [float(value.nan_to_num(0.0, 0.0, 0.0).abs().max()) for value in (raw, margin)]
         return TIE * max(*largest, abs(self.level))
+
+    def axes_of(self, chosen: Tensor) -> Axes | None:
+        """The axes of selected pixels, if they are those of the score map; a rule may return any shape."""
+        own, rule = self.mapped, self.margin == self.score
+        if own is not None and rule and own.channel is not None:
+            own = channels_first(len(own.space) + 2)
+        return own if own is not None and chosen.ndim == own.rank else None
+
+    def as_made(self, shown: Tensor) -> Tensor:
+        """A map that a rule was given, with its axes as the model has them."""
+        own = self.mapped
+        if own is None or own.channel is None or own.usual or shown.ndim != len(own.space) + 2:
+            return shown
+        front = shown.reshape(*(1,) * (own.rank - len(own.space) - 1), *shown.shape[1:])
+        return front.permute(sorted(range(own.rank), key=own.first.__getitem__))
 
 
 def build_score_map(
@@ -90,15 +113,28 @@ def build_score_map(
         If an operator can neither be followed nor bounded.
     """
     output = program.outputs[0]
-    builder = Builder(program)
+    layouts = Layouts.of(hypothesis.layout, program, x)
+    layouts.place_map(program, output)
+    builder = Builder(program, layouts)
     score = output
     for step in hypothesis.steps:
         score = step.build(builder, score, x)
+    tested, mapped = layouts.tested, builder.known_axes(score)
     observed = builder.program.prune([output, score])
     if hypothesis.region is not None:
-        needs = hypothesis.region.needs
+        needs, region = hypothesis.region.needs, hypothesis.region
+        if mapped is None and region.by_channel:
+            raise unknown(f"region is {type(region).__name__}, which", "the score map", builder.shape(score))
+        if region.by_channel and mapped is not None and mapped.channel is None:
+            raise InvalidInputError(
+                f"region is {type(region).__name__}, but the score map has shape {builder.shape(score)}, "
+                "without an axis of channels"
+            )
+        if mapped is not None and mapped.channel is not None:  # a rule is given (1, channels, *space)
+            score = channels_to_front(builder, score, mapped)
         observed = builder.program.prune([output, score, *needs])
-        return ScoreMap(observed, builder.program.prune([score, *needs]), output, score, score, score)
+        margins = builder.program.prune([score, *needs])
+        return ScoreMap(observed, margins, output, score, score, score, 0.0, tested, mapped, dtype)
     threshold, raw = float(hypothesis.threshold or 0.0), score
     if hypothesis.use_norm:  # scaling does not commute with functions at the end of the map
         found = Level(builder.program.prune([score]), score, 0.0)
@@ -111,7 +147,9 @@ def build_score_map(
         level = builder.constant(found.level)
         margin = builder.add("Sub", *((found.value, level) if found.above else (level, found.value)))
     margins = require_bounded(builder.program.prune([margin]))
-    return ScoreMap(observed.prune([output, score, raw]), margins, output, score, margin, raw, found.level)
+    return ScoreMap(
+        observed.prune([output, score, raw]), margins, output, score, margin, raw, found.level, tested, mapped
+    )
 
 
 def _normalized_margin(g: Builder, score: str, threshold: float) -> str:
@@ -156,34 +194,3 @@ def require_bounded(program: Program) -> Program:
             "these nodes: choose another output, or drop them before exporting"
         )
     return program
-
-
-def fit_to_input(score: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Give a score map the rank of the input, so that it broadcasts against it.
-
-    Parameters
-    ----------
-    score
-        In ONNX shape.
-    shape
-        Of the input, with batch and channel axes.
-
-    Raises
-    ------
-    InvalidInputError
-        If no axis of the map can be matched.
-    """
-
-    def squeezed(sides: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(side for side in sides if side != 1)
-
-    if tuple(score.shape) == shape:
-        return score
-    if squeezed(tuple(score.shape)) == squeezed(shape):
-        return score.reshape(shape)
-    if len(shape) > 2 and squeezed(tuple(score.shape)) == squeezed(shape[2:]):
-        return score.reshape(1, 1, *shape[2:])
-    raise InvalidInputError(
-        f"the score map has shape {tuple(score.shape)}, which matches neither the input's shape {shape} nor "
-        f"its spatial part {shape[2:]}; choose another output with o_idx, or resize it in post_process"
-    )

@@ -103,6 +103,7 @@ def check_region(
         accepted_by=None
         if score is None or not isinstance(search, AcceptedSearch)
         else search.outcome(score, seen.scale),
+        axes=selection.tested,
     )
 
 

@@ -59,6 +59,8 @@ def as_region(values: ArrayLike, name: str, shape: tuple[int, ...] | None) -> ND
         )
     while array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
+    if array.ndim == 3 and array.shape[-1] == 1:  # channels last
+        array = array[..., 0]
     _check_shape(array, name, shape, np.shape(values))
     inside: NDArray[np.bool_] = np.not_equal(array, 0)
     return inside
