@@ -161,9 +161,7 @@ class Attention(Composite):
         return (None if bool(allowed.all()) else allowed), added
 
     @staticmethod
-    def _given(
-        build: Decomposition, mask: str, keys: int
-    ) -> tuple[Tensor | None, str | Tensor | None]:
+    def _given(build: Decomposition, mask: str, keys: int) -> tuple[Tensor | None, str | Tensor | None]:
         """What the mask of the model allows, and what it adds."""
         value, shape = build.constants[3], build.shapes[3] or ()
         missing = keys - shape[-1]

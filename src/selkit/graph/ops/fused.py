@@ -31,9 +31,7 @@ def _activation(name: str, parameters: Sequence[float]) -> Operator | None:
     """
     if name not in _PARAMETERS:
         known = ", ".join(filter(None, _PARAMETERS))
-        raise UnsupportedAttribute(
-            f"activation={name!r} is not one of {known}"
-        )
+        raise UnsupportedAttribute(f"activation={name!r} is not one of {known}")
     if parameters and len(parameters) < _PARAMETERS[name]:
         raise UnsupportedAttribute(f"activation={name!r} has {len(parameters)} parameters")
     given = tuple(parameters[: _PARAMETERS[name]])

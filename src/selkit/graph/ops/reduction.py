@@ -285,7 +285,6 @@ class ReduceProd(_Composed):
             rows = build(Mul(), *pairs)
             rows = build(Concat(-1), rows, rest) if rest else rows
             count = half + count % 2
-        sizes = [
-            1 if axis in gone else size for axis, size in enumerate(shape) if axis in kept or self.keepdims
-        ]
+        sizes = [1 if axis in gone else size for axis, size in enumerate(shape)]
+        sizes = sizes if self.keepdims else outer
         return (build(Reshape(allowzero=1), rows, torch.tensor(sizes, dtype=torch.int64)),)
