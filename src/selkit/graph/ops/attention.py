@@ -166,9 +166,8 @@ class Attention(Composite):
         value, shape = build.constants[3], build.shapes[3] or ()
         missing = keys - shape[-1]
         if value is None:
-            if missing:
-                raise UnsupportedAttribute(f"a mask that depends on the input must reach over {keys} keys")
-            return None, mask
+            fill = torch.full((*shape[:-1], missing), MASKED, dtype=torch.float64)
+            return None, concat(build, [mask, fill], -1) if missing else mask
         known = value[0].cpu()
         allowed = known if known.dtype == torch.bool else known > -torch.inf
         added = None if known.dtype == torch.bool else known.double().masked_fill(~allowed, 0)

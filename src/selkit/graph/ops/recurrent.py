@@ -141,6 +141,8 @@ class _Recurrent(Composite):
         given = iter(self.activation_alpha), iter(self.activation_beta)
         functions = []
         for name in names:
+            if name == "scaledtanh" and not (self.activation_alpha and self.activation_beta):
+                raise UnsupportedAttribute("ScaledTanh needs activation_alpha and activation_beta")
             alpha, beta = (
                 1.0 if default is None else next(values, default)
                 for default, values in zip(_DEFAULTS[name], given, strict=True)
