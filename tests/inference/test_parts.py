@@ -148,7 +148,7 @@ def network(name: str) -> onnx.ModelProto:
         "largest": Largest,
         "curved": Curved,
     }[name]()
-    return export(sharpen(made, 0, 1.0), (1, 1, 6, 6))
+    return export(sharpen(made, 1, 1.0), (1, 1, 6, 6))
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "largest", "curved", "attention"])
@@ -160,3 +160,33 @@ def test_truncation_sets(name: str) -> None:
     assert result.exact == (name in ("rnn", "largest", "curved"))
     assert result.sup_p - result.inf_p < 1e-3
     assert check_truncation(result, model, lambda y, x: y, threshold) > 20
+
+
+MASKED = """
+<ir_version: 8, opset_import: ["" : 18]>
+g (float[1, 1, 6, 6] x) => (float[1, 1, 6, 6] y)
+<int64[1] channels = {1}>
+{ h = Conv<pads = [1, 1, 1, 1]>(x, w)  m = Where(c, h, low)  y = ReduceMax(m, channels) }"""
+
+
+@pytest.mark.parametrize("low", [-1e9, -1e30, -np.inf])
+def test_what_a_mask_puts_in_place_of_a_value_decides_nothing(low: float) -> None:
+    rng = np.random.default_rng(0)
+    allowed = rng.random((1, 4, 6, 6)) < 0.7
+    allowed[:, 0] = True
+    stored = {
+        "w": rng.normal(size=(4, 1, 3, 3)).astype(np.float32),
+        "c": allowed,
+    }
+    results = []
+    for value in (-100.0, low):
+        model = onnx.parser.parse_model(MASKED)
+        for name, array in {**stored, "low": np.array(value, np.float32)}.items():
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        x = np.random.default_rng(1).normal(size=(1, 1, 6, 6))
+        threshold = float(np.quantile(run(model, x), 0.75))
+        results.append(selkit.load(model, BackMeanDiff(threshold)).inference(x, var=1.0))
+        assert check_truncation(results[-1], model, lambda y, x: y, threshold) > 20
+    small, large = results
+    np.testing.assert_allclose(large.truncated_intervals, small.truncated_intervals, rtol=1e-9)
+    assert large.p_value == pytest.approx(small.p_value, rel=1e-9)
