@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class GridSample(Composite):
         return (reshape(build, transpose(build, y, (1, 0, 2)), (batch, channels, *after)),)
 
     def _table(
-        self, places: NDArray[np.floating], sizes: Sequence[int]
+        self, places: NDArray[Any], sizes: Sequence[int]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Positions in the flattened grid that each place reads, and their weights."""
         # the last axis names the fastest axis first; nearest rounds in the grid's own precision
@@ -84,9 +85,7 @@ class GridSample(Composite):
             weights.append(weight)
         return np.stack(indices, -1), np.stack(weights, -1)
 
-    def _axis(
-        self, x: NDArray[np.floating], size: int
-    ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float64]]]:
+    def _axis(self, x: NDArray[Any], size: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float64]]]:
         """Elements of one axis around each place, and their weights."""
         one, half = x.dtype.type(1), x.dtype.type(0.5)
         if self.align_corners:
@@ -97,7 +96,8 @@ class GridSample(Composite):
         if mode != "cubic":
             x = self._inside(x, size)
         if mode == "nearest":
-            near, shares = [np.rint(x)], [np.ones(x.shape)]
+            near: list[NDArray[Any]] = [np.rint(x)]
+            shares: list[NDArray[Any]] = [np.ones(x.shape)]
         else:
             low = np.floor(x)
             near = [low + step for step in ((0, 1) if mode == "linear" else (-1, 0, 1, 2))]
@@ -112,21 +112,22 @@ class GridSample(Composite):
             places.append(np.clip(kept, 0, size - 1).astype(np.int64))
         return places, weights
 
-    def _inside(self, x: NDArray[np.floating], size: int) -> NDArray[np.floating]:
+    def _inside(self, x: NDArray[Any], size: int) -> NDArray[Any]:
         """Places moved into the grid as the padding says."""
         if self.padding_mode == "border":
-            return np.clip(x, 0, size - 1)
+            return np.asarray(np.clip(x, 0, size - 1))
         if self.padding_mode == "reflection":
             low, width = (0.0, size - 1.0) if self.align_corners else (-0.5, float(size))
             if width == 0:
                 return np.zeros_like(x)
             distance = np.mod(x - low, 2 * width)
-            return np.clip(low + np.minimum(distance, 2 * width - distance), 0, size - 1).astype(x.dtype)
+            folded = np.clip(low + np.minimum(distance, 2 * width - distance), 0, size - 1)
+            return np.asarray(folded, dtype=x.dtype)
         # far outside nothing is read; a finite place keeps its index an integer
-        return np.clip(np.nan_to_num(x, nan=-9.0), -9, size + 9)
+        return np.asarray(np.clip(np.nan_to_num(x, nan=-9.0), -9, size + 9))
 
 
-def _cubic(d: NDArray[np.floating]) -> NDArray[np.floating]:
+def _cubic(d: NDArray[Any]) -> NDArray[Any]:
     a = _CUBIC
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a

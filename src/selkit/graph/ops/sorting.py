@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class TopKIndices(Discontinuous):
     k: int
     axis: int = -1
     largest: int = 1
+
+    def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        """Refuse: they are no smooth function of the input."""
+        raise UnsupportedAttribute("where its largest elements are cannot be explained, only their values")
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         dim = self.axis + 1 if self.axis >= 0 else self.axis
