@@ -22,7 +22,8 @@ REFUSED = {
     r"test_(batchnorm|training_dropout).*": "training",
     r"test_pow.*": "different exponents, or both live",
     r"test_(mod|range|maxpool_with_argmax|causal_conv).*": "not supported in this form",
-    r"test_scatternd_(max|min|multiply).*": "reductions none and add",
+    r"test_scatternd_(max|min|multiply).*|test_scatter_elements_with_reduction_m.*": "reductions none, add",
+    r"test_attention_4d_softcap_neginf_mask.*-all": "a mask of infinities that is explained itself",
     r"test_einsum_batch_diagonal": "a diagonal",
     r"test_(cast|castlike)_.*": "number types, or infinite values",
     r"test_(shape|size|constant|nonzero|eyelike|slice_start_out|isinf|isnan|random).*": "nothing to explain",
@@ -111,9 +112,10 @@ def outputs_of(model: onnx.ModelProto, rows: np.ndarray) -> np.ndarray | None:
     options.intra_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        results = [session.run(None, {"row.in": row[None]})[0] for row in rows]
     except Exception:  # noqa: BLE001 - onnxruntime's own errors have no public base class
         return None
-    return np.concatenate([session.run(None, {"row.in": row[None]})[0] for row in rows]).astype(np.float64)
+    return np.concatenate(results).astype(np.float64)
 
 
 ALL = cases()

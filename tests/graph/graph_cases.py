@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import onnx
@@ -12,6 +13,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 NEWEST = 26  # that onnxruntime runs
 OLDEST = 7
+
+
+@cache
+def history() -> dict[tuple[str, str], list[int]]:
+    """Versions of every operator that may be used."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if not schema.deprecated:
+            found.setdefault((schema.domain, schema.name), []).append(schema.since_version)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,23 +41,27 @@ class Case:
     def op_type(self) -> str:
         return onnx.parser.parse_node(self.node).op_type
 
+    @property
+    def domain(self) -> str:
+        return onnx.parser.parse_node(self.node).domain
+
     def versions(self) -> Iterator[int]:
         """The first opset of each schema version in range, and the newest."""
         first, last = self.opsets
-        schemas = [
-            s for s in onnx.defs.get_all_schemas_with_history() if s.name == self.op_type and not s.domain
-        ]
-        starts = {max(schema.since_version, first) for schema in schemas if not schema.deprecated}
+        starts = {max(since, first) for since in history().get((self.domain, self.op_type), ())}
         reached = {opset for opset in starts | {last} if first <= opset <= last}
         yield from sorted(reached)
 
     def model(self, opset: int) -> onnx.ModelProto:
         node = onnx.parser.parse_node(self.node)
         inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in self.live.items()]
-        outputs = [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in node.output]
+        outputs = [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in node.output if n]
         stored = [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
         graph = helper.make_graph([node], "case", inputs, outputs, stored)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        versions = [helper.make_opsetid("", opset)]
+        if self.domain:
+            versions.append(helper.make_opsetid(self.domain, 1))
+        model = helper.make_model(graph, opset_imports=versions, ir_version=8)
         model = onnx.shape_inference.infer_shapes(model)
         for output in model.graph.output:
             if not output.type.tensor_type.elem_type:
@@ -86,7 +101,7 @@ def case(
     **live: tuple[int, ...],
 ) -> Case:
     """A row; outputs are named ``y`` unless the text names them."""
-    named = re.match(r"\w+(, \w+)* = ", node)
+    named = re.match(r"\w+(, \w*)* = ", node)
     return Case(node if named else f"y = {node}", live, constants or {}, opsets, low, high, exact)
 
 

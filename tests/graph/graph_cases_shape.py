@@ -161,34 +161,6 @@ SHAPE = [
         x=(2, 3, 4),
     ),
     case("Gather<axis=-1>(x, c)", {"c": np.array(-2, dtype=np.int64)}, opsets=(11, NEWEST), x=(2, 3)),
-    case(
-        "GatherElements<axis=1>(x, c)",
-        {"c": np.array([[0, -1], [2, 1]], dtype=np.int64)},
-        opsets=(11, NEWEST),
-        x=(2, 3),
-    ),
-    case(
-        "GatherND(x, c)", {"c": np.array([[0, 2], [1, -1]], dtype=np.int64)}, opsets=(11, NEWEST), x=(2, 3, 4)
-    ),
-    case(
-        "ScatterND(x, c, y0)",
-        {"c": np.array([[0], [2]], dtype=np.int64)},
-        opsets=(11, NEWEST),
-        x=(4, 3),
-        y0=(2, 3),
-    ),
-    case(
-        "ScatterND(x, c, u)",
-        {"c": np.array([[0, 1], [2, -1]], dtype=np.int64), "u": f(2)},
-        opsets=(11, NEWEST),
-        x=(4, 3),
-    ),
-    case(
-        'ScatterND<reduction="add">(d, c, x)',
-        {"c": np.array([[0], [0]], dtype=np.int64), "d": f(4, 3)},
-        opsets=(16, NEWEST),
-        x=(2, 3),
-    ),
     case("Expand(x, c)", {"c": i(2, 3, 1)}, opsets=(8, NEWEST), x=(3, 4)),
     case("Expand(x, c)", {"c": i(4)}, opsets=(8, NEWEST), x=(2, 1)),
     case("Tile(x, c)", {"c": i(2, 3)}, x=(2, 2)),
@@ -257,8 +229,6 @@ CONSTANTS = [
         opsets=(11, NEWEST),
     ),
     case("NonZero(c)", {"c": np.array([[1, 0], [1, 1]], np.float32)}, opsets=(9, NEWEST)),
-    case("ReduceProd(c)", {"c": f(2, 3)}),
-    case("ReduceProd<axes=[1], keepdims=0>(c)", {"c": f(2, 3)}, opsets=(7, 17)),
     case("Not(c)", {"c": f(2, 3) > 0}),
     *(case(f"{name}(c, d)", {"c": f(2, 3) > 0, "d": f(3) > 0}) for name in ("And", "Or", "Xor")),
     case("Mod(c, d)", {"c": i(-7, 7, 5), "d": i(3, -3, 2)}, opsets=(10, NEWEST)),

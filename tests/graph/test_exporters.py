@@ -111,7 +111,9 @@ def export(
         warnings.simplefilter("ignore")
         if dynamo:
             dims = ({0: torch.export.Dim("batch")},) if dynamic else None
-            made = torch.onnx.export(network, (x,), dynamo=True, dynamic_shapes=dims, verbose=False)
+            made = torch.onnx.export(
+                network, (x,), dynamo=True, dynamic_shapes=dims, verbose=False, opset_version=opset
+            )
             made.save(file)
         else:
             axes = {"x": {0: "batch"}} if dynamic else None

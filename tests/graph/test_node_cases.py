@@ -19,8 +19,6 @@ REASONS = {
     r"test_(batchnorm|training_dropout).*": "normalizes by the batch, or drops at random: training",
     r"test_bernoulli.*_expanded": "compares random numbers",
     r"test_maxpool_with_argmax.*": "the Indices output is not offered",
-    r"test_gathernd_example_int32_batch_dim1": "batch_dims is not covered",
-    r"test_scatternd_(max|min|multiply).*": "only the reductions none and add are covered",
     r"test_reduce_(max|min)_empty_set.*": "a maximum over nothing",
     r"test_mod_.*": "schema version 28, newer than onnxruntime",
     r"test_range_.*": "schema version 27, newer than onnxruntime",

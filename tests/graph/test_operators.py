@@ -10,6 +10,7 @@ import pytest
 import torch
 from graph_cases import CASES as NUMBER_CASES
 from graph_cases import Case
+from graph_cases_parts import CASES as PART_CASES
 from graph_cases_shape import CASES as SHAPE_CASES
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from selkit.graph import Graph, Program
 from selkit.graph.ops import base
 from selkit.graph.ops.base import Kind, Maximum, PiecewiseLinear
 
-ALL = NUMBER_CASES + SHAPE_CASES
+ALL = NUMBER_CASES + SHAPE_CASES + PART_CASES
 IDS = [f"{index}-{one.node.split('=', 1)[1].strip()}" for index, one in enumerate(ALL)]
 every_case = pytest.mark.parametrize("one", ALL, ids=IDS)
 
@@ -67,9 +68,9 @@ def test_the_shared_assertion_fails_on_wrong_values():
 
 
 def test_every_operator_has_a_row():
-    named = {one.op_type for one in ALL}
-    random = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-    assert {entry.name for entry in base.registrations()} - named == random
+    named = {(one.domain, one.op_type) for one in ALL}
+    random = {("", f"Random{kind}{like}") for kind in ("Normal", "Uniform") for like in ("", "Like")}
+    assert {(entry.domain, entry.name) for entry in base.registrations()} - named == random
 
 
 @every_case

@@ -321,7 +321,8 @@ class Builder:
 
         shapes = [self._shape_of(value) if value else None for value in inputs]
         constants = [self.values.get(value) if value else None for value in inputs]
-        results = operator.decompose(Decomposition(emit, shapes, constants), *inputs)
+        dtypes = [self.dtypes.get(v, self.values[v].dtype if v in self.values else None) for v in inputs]
+        results = operator.decompose(Decomposition(emit, shapes, constants, dtypes), *inputs)
         for output, result in zip(outputs, results, strict=False):
             if output:
                 self.alias[output] = self.alias.get(result, result)

@@ -13,6 +13,7 @@ from onnx import AttributeProto
 from selkit.errors import FileFormatError, UnsupportedModelError, UnsupportedNode
 from selkit.graph.ops.base import Operator, UnsupportedAttribute, find, versions
 from selkit.graph.ops.types import to_tensor
+from selkit.graph.schemas import schema_of
 
 
 @dataclass(frozen=True)
@@ -118,15 +119,15 @@ def _operator(node: onnx.NodeProto, domain: str, version: int | None) -> Operato
     """Construct a node's operator, or raise :class:`UnsupportedAttribute` with the reason."""
     if version is None:
         raise UnsupportedAttribute(f"the model does not import the operator domain {domain!r}")
+    if domain == "com.microsoft.nchwc":
+        raise UnsupportedAttribute(
+            "onnxruntime made it for one kind of processor; save the model without layout optimizations "
+            "(graph_optimization_level up to ORT_ENABLE_EXTENDED), or use the model that it was made from"
+        )
     covered = versions(node.op_type, domain)
     if not covered:
         raise UnsupportedAttribute("this operator is not supported")
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version, domain)
-    except onnx.defs.SchemaError as error:
-        raise UnsupportedAttribute("this operator does not exist in this opset") from error
-    if schema.deprecated:
-        raise UnsupportedAttribute("this operator is deprecated in this opset")
+    schema = schema_of(node.op_type, version, domain)
     registration = find(node.op_type, schema.since_version, domain)
     if registration is None:
         listed = ", ".join(map(str, covered))
@@ -198,6 +199,8 @@ def _value(attribute: AttributeProto) -> Any:
             return tuple(int(value) for value in attribute.ints)
         case kinds.FLOATS:
             return tuple(float(value) for value in attribute.floats)
+        case kinds.STRINGS:
+            return tuple(value.decode("utf-8", errors="replace") for value in attribute.strings)
         case kinds.TENSOR:
             return to_tensor(attribute.t)
         case kinds.GRAPH | kinds.GRAPHS:

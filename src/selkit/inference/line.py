@@ -85,9 +85,12 @@ class Trace:
         def spread(value: Tensor) -> Tensor:
             result = value.new_empty((count + extra, *value.shape[1:]))
             result.index_copy_(0, old, value)
-            left = value.index_select(0, pair)
+            left, right = value.index_select(0, pair), value.index_select(0, pair + 1)
             fraction = weight.to(value.dtype).reshape(-1, *(1,) * (value.ndim - 1))
-            result.index_copy_(0, new, left.lerp_(value.index_select(0, pair + 1), fraction))
+            between = left.lerp(right, fraction)
+            if bool(between.isnan().any()):  # a mask's infinity stays what it is at both ends
+                between = torch.where(left == right, left, between)
+            result.index_copy_(0, new, between)
             return result
 
         origin = torch.empty(count + extra, dtype=torch.int64, device=device)
@@ -190,11 +193,12 @@ def winner_crossings(
     right = [_stacked(value, pairs + 1, size) for value in operands]
     mask = first != last
     sign = operator.sign
-    left_lead = sign * (operator.pick(first, *left) - operator.pick(last, *left))[mask]
-    right_lead = sign * (operator.pick(last, *right) - operator.pick(first, *right))[mask]
-    left_lead, right_lead = left_lead.to(torch.float64), right_lead.to(torch.float64)
-    # Leads within rounding are ties: else two equal candidates would take turns for ever.
-    largest = max(map(_largest, operands))
+    picked = [operator.pick(one, *side)[mask] for side in (left, right) for one in (first, last)]
+    left_lead = (sign * (picked[0] - picked[1])).to(torch.float64)
+    right_lead = (sign * (picked[3] - picked[2])).to(torch.float64)
+    # Leads within rounding are ties: else two equal candidates would take turns for ever. What never wins,
+    # such as the huge negative number of a mask, says nothing about rounding.
+    largest = max(map(_largest, picked))
     tie = 4 * torch.finfo(torch.float64 if operands[0] is None else operands[0].dtype).eps * largest
     meet = (left_lead > tie) & (right_lead > tie)
     pair = pairs[mask.nonzero(as_tuple=True)[0]]
@@ -215,7 +219,7 @@ def _both(value: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _largest(value: Tensor | None) -> float:
-    if value is None or not value.is_floating_point():
+    if value is None or not value.is_floating_point() or not value.numel():
         return 0.0
     low, high = torch.aminmax(value)
     return max(-float(low), float(high))

@@ -12,19 +12,28 @@ from selkit.graph.ops.activations import (
     ThresholdedRelu,
 )
 from selkit.graph.ops.arithmetic import Add, Div, Max, Mean, Min, Mul, Neg, Pow, Sub, Sum
-from selkit.graph.ops.constants import Cast, ConstantOfShape, Dropout, Identity, Literal
+from selkit.graph.ops.attention import Attention, RotaryEmbedding
+from selkit.graph.ops.constants import Cast, CastLike, ConstantOfShape, Dropout, Identity, Literal
 from selkit.graph.ops.convolution import Conv, ConvTranspose
 from selkit.graph.ops.elus import Celu, Elu, HardSwish, Selu
+from selkit.graph.ops.fused import (
+    BiasGelu,
+    FastGelu,
+    FusedConv,
+    FusedGemm,
+    FusedMatMul,
+    QuickGelu,
+    SimplifiedLayerNormalization,
+    SkipLayerNormalization,
+    SkipSimplifiedLayerNormalization,
+)
+from selkit.graph.ops.gridsample import GridSample
 from selkit.graph.ops.indexing import (
     CumSum,
     DepthToSpace,
     EyeLike,
-    GatherElements,
-    GatherND,
     NonZero,
     Range,
-    ReduceProd,
-    ScatterND,
     Size,
     SpaceToDepth,
     Tile,
@@ -53,15 +62,18 @@ from selkit.graph.ops.normalization import (
     LRN,
     BatchNormalization,
     GroupNormalization,
+    GroupScaledNormalization,
     InstanceNormalization,
     LayerNormalization,
     LpNormalization,
     MeanVarianceNormalization,
     RMSNormalization,
 )
+from selkit.graph.ops.norms import GlobalLpPool, LpPool
 from selkit.graph.ops.padding import Pad
 from selkit.graph.ops.pooling import AveragePool, GlobalAveragePool, GlobalMaxPool, MaxPool
 from selkit.graph.ops.random import RandomNormal, RandomNormalLike, RandomUniform, RandomUniformLike
+from selkit.graph.ops.recurrent import GRU, LSTM, RNN
 from selkit.graph.ops.reduction import (
     ReduceL1,
     ReduceL2,
@@ -70,10 +82,12 @@ from selkit.graph.ops.reduction import (
     ReduceMax,
     ReduceMean,
     ReduceMin,
+    ReduceProd,
     ReduceSum,
     ReduceSumSquare,
 )
 from selkit.graph.ops.resize import Resize, Upsample
+from selkit.graph.ops.scatter import GatherElements, GatherND, Scatter, ScatterElements, ScatterND
 from selkit.graph.ops.shape import (
     Concat,
     Expand,
@@ -101,18 +115,26 @@ from selkit.graph.ops.sigmoids import (
 )
 from selkit.graph.ops.smooth import Cos, Exp, Log, Power, Reciprocal, Sin, Sqrt
 from selkit.graph.ops.softmax import FlattenedLogSoftmax, FlattenedSoftmax, LogSoftmax, Softmax
+from selkit.graph.ops.sorting import AttributeTopK, TopK, TopKIndices
 
 __all__ = [
+    "GRU",
     "LRN",
+    "LSTM",
+    "RNN",
     "Abs",
     "Add",
     "And",
     "ArgMax",
     "ArgMin",
     "Atan",
+    "Attention",
+    "AttributeTopK",
     "AveragePool",
     "BatchNormalization",
+    "BiasGelu",
     "Cast",
+    "CastLike",
     "Ceil",
     "Celu",
     "Clip",
@@ -132,20 +154,27 @@ __all__ = [
     "Exp",
     "Expand",
     "EyeLike",
+    "FastGelu",
     "Flatten",
     "FlattenedLogSoftmax",
     "FlattenedSoftmax",
     "Floor",
+    "FusedConv",
+    "FusedGemm",
+    "FusedMatMul",
     "Gather",
     "GatherElements",
     "GatherND",
     "Gelu",
     "Gemm",
     "GlobalAveragePool",
+    "GlobalLpPool",
     "GlobalMaxPool",
     "Greater",
     "GreaterOrEqual",
+    "GridSample",
     "GroupNormalization",
+    "GroupScaledNormalization",
     "HardSigmoid",
     "HardSwish",
     "Identity",
@@ -158,6 +187,7 @@ __all__ = [
     "Log",
     "LogSoftmax",
     "LpNormalization",
+    "LpPool",
     "MatMul",
     "Max",
     "MaxPool",
@@ -176,6 +206,7 @@ __all__ = [
     "Pieces",
     "Pow",
     "Power",
+    "QuickGelu",
     "RMSNormalization",
     "RandomNormal",
     "RandomNormalLike",
@@ -196,15 +227,21 @@ __all__ = [
     "Relu",
     "Reshape",
     "Resize",
+    "RotaryEmbedding",
     "Round",
+    "Scatter",
+    "ScatterElements",
     "ScatterND",
     "Selu",
     "Shape",
     "Shrink",
     "Sigmoid",
     "Sign",
+    "SimplifiedLayerNormalization",
     "Sin",
     "Size",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
     "Slice",
     "Softmax",
     "Softplus",
@@ -219,6 +256,8 @@ __all__ = [
     "Tanh",
     "ThresholdedRelu",
     "Tile",
+    "TopK",
+    "TopKIndices",
     "Transpose",
     "Trilu",
     "Unsqueeze",

@@ -176,7 +176,12 @@ class Div(Composite):
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         a, b = align(a, b)
-        return (a / b if floating(a) or floating(b) else torch.div(a, b, rounding_mode="trunc"),)
+        if floating(a) or floating(b):
+            return (a / b,)
+        # the quotient does not fit its type: processors trap, and the interpreter would end
+        if not a.is_meta and a.dtype.is_signed and bool(((b == -1) & (a == torch.iinfo(a.dtype).min)).any()):
+            raise UnsupportedAttribute(f"divides {torch.iinfo(a.dtype).min}, the smallest number, by -1")
+        return (torch.div(a, b, rounding_mode="trunc"),)
 
     def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
         """Multiplied by the denominator, if that is one number and not zero."""
@@ -214,6 +219,9 @@ class Pow(Composite):
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         a, b = align(a, b)
+        if not (floating(a) or floating(b)):
+            # as onnxruntime: by way of real numbers, also where the result does not fit
+            return ((a.double() ** b.double()).to(a.dtype),)
         return ((a**b).to(a.dtype),)
 
     def decompose(self, build: Decomposition, a: str, b: str) -> tuple[str, ...]:

@@ -94,6 +94,8 @@ class Operator:
     """How many of the leading inputs may be live (``None``: all); the others are parameters."""
     OUTPUTS: ClassVar[int | None] = 1
     """How many outputs :meth:`forward` returns (``None``: as many as the node names)."""
+    INPUTS: ClassVar[tuple[int, int]] = (1, 3)
+    """Fewest and most inputs of an operator that onnx has no schema of."""
     HOST: ClassVar[tuple[int, ...]] = ()
     """Positions of real inputs that are read as Python numbers, and therefore stay on the CPU."""
     NOTE: ClassVar[str] = ""
@@ -326,6 +328,8 @@ class Decomposition:
         ONNX shapes of the operator's inputs (``None`` for one that is left out).
     constants
         Values of the inputs that are constant, with their stack axis; ``None`` for the others.
+    dtypes
+        Of the inputs, for an operator that depends on them.
     """
 
     def __init__(
@@ -333,10 +337,12 @@ class Decomposition:
         emit: Emit,
         shapes: Sequence[tuple[int, ...] | None],
         constants: Sequence[Input],
+        dtypes: Sequence[torch.dtype | None] = (),
     ) -> None:
         self.emit = emit
         self.shapes = tuple(shapes)
         self.constants = tuple(constants)
+        self.dtypes = tuple(dtypes)
 
     def __call__(self, operator: Operator, *inputs: str | Tensor) -> str:
         """Append a step with one output and return its name."""
@@ -351,6 +357,32 @@ class Composite(Operator):
     def decompose(self, build: Decomposition, *inputs: Any, **named: Any) -> tuple[str, ...]:
         """Append the simpler steps through ``build`` and return the names of the outputs."""
         raise TypeError(f"{type(self).__name__} does not define decompose")
+
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
+        """Outputs by the simpler steps, one after the other."""
+        real = next((v for v in inputs if v is not None and v.is_floating_point()), torch.empty(0))
+        values: dict[str, Tensor] = {f"input.{place}": v for place, v in enumerate(inputs) if v is not None}
+
+        def emit(operator: Operator, *inputs: str | Tensor, outputs: int = 1) -> tuple[str, ...]:  # noqa: ARG001
+            results = operator.forward(*(read(value) for value in inputs))
+            names = tuple(f"{len(values)}.{place}" for place in range(len(results)))
+            values.update(zip(names, results, strict=True))
+            return names
+
+        def read(value: str | Tensor) -> Input:
+            if isinstance(value, str):
+                return values[value] if value else None
+            value = value.unsqueeze(0)
+            return value.to(real) if floating(value) else value
+
+        build = Decomposition(
+            emit,
+            [None if value is None else tuple(value.shape[1:]) for value in inputs],
+            [value if value is not None and value.shape[0] == 1 else None for value in inputs],
+            [None if value is None else value.dtype for value in inputs],
+        )
+        names = ["" if value is None else f"input.{place}" for place, value in enumerate(inputs)]
+        return tuple(values[name] for name in self.decompose(build, *names))
 
 
 Op = TypeVar("Op", bound=type[Operator])

@@ -9,8 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selkit.graph.ops.base import Affine, Constant, Kind, UnsupportedAttribute, check_size, integers, register
-from selkit.graph.ops.types import torch_dtype
+from selkit.graph.ops.base import (
+    Affine,
+    Composite,
+    Constant,
+    Decomposition,
+    Kind,
+    UnsupportedAttribute,
+    check_size,
+    integers,
+    register,
+)
+from selkit.graph.ops.types import cast, element_type, torch_dtype
 
 
 @register("Constant", since=(1, 9, 11, 12, 13, 19, 21, 23, 24, 25))
@@ -106,6 +116,29 @@ class Dropout(Affine):
         return (inputs[0], torch.zeros_like(inputs[0][:1]))
 
 
+@register("CastLike", since=(15, 19, 21, 23, 24, 25))
+@dataclass(frozen=True)
+class CastLike(Composite):
+    """The number type of another value."""
+
+    NOTE = "a jump from real numbers to integers"
+
+    saturate: int = 1
+    round_mode: str = "up"
+
+    def kind(self, live: Sequence[bool]) -> Kind:
+        """The other value's own numbers do not count."""
+        return super().kind(live[:1])
+
+    def forward(self, x: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+        return (x.to(like.dtype),)
+
+    def decompose(self, build: Decomposition, x: str, like: str) -> tuple[str, ...]:
+        """A cast."""
+        kind = build.dtypes[1] or torch.float32
+        return (build(Cast(element_type(kind), self.saturate, self.round_mode), x),)
+
+
 @register("Cast", since=(6, 9, 13, 19, 21, 23, 24, 25, 28))
 @dataclass(frozen=True)
 class Cast(Affine):
@@ -121,7 +154,7 @@ class Cast(Affine):
         torch_dtype(self.to)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (x.to(torch_dtype(self.to)),)
+        return (cast(x, self.to),)
 
     def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
         """Real numbers stay in the graph's own precision."""

@@ -12,13 +12,11 @@ from torch import Tensor
 from selkit.graph.ops.base import (
     Affine,
     Constant,
-    Kind,
     Movement,
     UnsupportedAttribute,
     check_size,
     integers,
     plain,
-    radii,
     register,
 )
 from selkit.graph.ops.types import torch_dtype
@@ -93,88 +91,6 @@ class Tile(Movement):
         counts = integers(repeats)
         check_size([size * count for size, count in zip(x.shape[1:], counts, strict=True)])
         return (x.repeat(1, *counts),)
-
-
-@register("GatherElements", since=(11, 13))
-@dataclass(frozen=True)
-class GatherElements(Movement):
-    """One constant index for each element of the result."""
-
-    LIVE = 1
-
-    axis: int = 0
-
-    def forward(self, x: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
-        dim = self.axis + 1 if self.axis >= 0 else self.axis
-        index = indices.to(x.device, torch.int64)
-        index = torch.where(index < 0, index + x.shape[dim], index)
-        return (x.gather(dim, index.expand(x.shape[0], *index.shape[1:])),)
-
-
-@register("GatherND", since=(11, 12, 13))
-@dataclass(frozen=True)
-class GatherND(Movement):
-    """Slices at constant positions."""
-
-    LIVE = 1
-    NOTE = "without batch_dims"
-
-    batch_dims: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_dims:
-            raise UnsupportedAttribute(f"batch_dims={self.batch_dims}; only 0 is supported")
-
-    def forward(self, x: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
-        return (x[_columns(indices, x)],)
-
-
-def _columns(indices: Tensor, x: Tensor) -> tuple[Any, ...]:
-    """Index of all points of the stack at these positions."""
-    return (slice(None), *indices[0].to(x.device, torch.int64).unbind(-1))
-
-
-@register("ScatterND", since=(11, 13, 16, 18))
-@dataclass(frozen=True)
-class ScatterND(Affine):
-    """A value with some slices replaced (or added to), at constant positions."""
-
-    NOTE = "reductions none and add"
-
-    reduction: str = "none"
-
-    def __post_init__(self) -> None:
-        if self.reduction not in ("none", "add"):
-            raise UnsupportedAttribute(f"reduction={self.reduction!r} is not none or add")
-
-    def kind(self, live: Sequence[bool]) -> Kind:
-        """Affine in the value and the new slices."""
-        if live[1]:
-            raise UnsupportedAttribute("its indices must not depend on the model's input")
-        return super().kind(live)
-
-    def forward(self, x: Tensor, indices: Tensor, updates: Tensor) -> tuple[Tensor, ...]:
-        count = max(x.shape[0], updates.shape[0])
-        y = x.expand(count, *x.shape[1:]).clone()
-        places = _columns(indices, x)
-        if self.reduction == "none":
-            y[places] = updates
-            return (y,)
-        flat = y.movedim(0, -1).contiguous()
-        new = updates.expand(count, *updates.shape[1:]).movedim(0, -1)
-        return (flat.index_put(places[1:], new, accumulate=True).movedim(-1, 0),)
-
-    def pull(self, pull: Any) -> tuple[Any, ...]:
-        """By a table of what was replaced, or the same for both where they are added."""
-        if self.reduction == "none":
-            return tuple(pull.moved(self))
-        grad = pull.full
-        taken = pull.tape.op("GatherND", grad, pull.x[1], shape=pull.x[2].shape)
-        return (grad if pull.live[0] else None, None, taken if pull.live[2] else None)
-
-    def spread(self, live: Sequence[bool], x: Tensor, indices: Tensor, updates: Tensor) -> tuple[Tensor, ...]:
-        x, updates = radii((x, updates), (live[0], live[2]))
-        return self.forward(x, indices, updates)
 
 
 @register("Trilu", since=(14,))
@@ -276,24 +192,3 @@ class EyeLike(Constant):
         dtype = x.dtype if self.dtype is None else torch_dtype(self.dtype)
         distance = torch.arange(columns)[None, :] - torch.arange(rows)[:, None]
         return ((distance == self.k).to(dtype).unsqueeze(0),)
-
-
-@register("ReduceProd", since=(1, 11, 13, 18))
-@dataclass(frozen=True)
-class ReduceProd(Constant):
-    """Product over axes; of constants alone."""
-
-    LIVE = 0
-
-    axes: tuple[int, ...] | None = None
-    keepdims: int = 1
-    noop_with_empty_axes: int = 0
-
-    def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
-        given = (self.axes or ()) if axes is None else integers(axes)
-        if not given and self.noop_with_empty_axes:
-            return (x,)
-        dims = {axis % (x.ndim - 1) + 1 for axis in given} or set(range(1, x.ndim))
-        for dim in sorted(dims, reverse=True):
-            x = x.prod(dim, keepdim=bool(self.keepdims), dtype=x.dtype)
-        return (x,)

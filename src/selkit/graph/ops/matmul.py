@@ -20,6 +20,10 @@ class MatMul(Product):
     """Matrix product as :func:`numpy.matmul`."""
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        if a.dtype != b.dtype:
+            # constants may be as precise as the model's weights, or more
+            common = torch.promote_types(a.dtype, b.dtype)
+            a, b = a.to(common), b.to(common)
         row, column = a.ndim == 2, b.ndim == 2
         a = a.unsqueeze(-2) if row else a
         b = b.unsqueeze(-1) if column else b

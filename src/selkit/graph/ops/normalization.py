@@ -15,7 +15,7 @@ from selkit.graph.ops.arithmetic import Add, Mul, Sub
 from selkit.graph.ops.base import Affine, Composite, Decomposition, UnsupportedAttribute, align, register
 from selkit.graph.ops.matmul import MatMul
 from selkit.graph.ops.reduction import ReduceMean, ReduceSum
-from selkit.graph.ops.shape import Reshape
+from selkit.graph.ops.shape import Gather, Reshape
 from selkit.graph.ops.smooth import Power, Reciprocal, Sqrt
 
 
@@ -195,6 +195,23 @@ class GroupNormalization(_Normalization):
 
     def _parameter(self, shape: Sequence[int], parameter: Sequence[int]) -> tuple[int, ...]:
         return (-1, *(1,) * (len(shape) - 2))
+
+
+@register("GroupNormalization", since=(18,))
+@dataclass(frozen=True)
+class GroupScaledNormalization(GroupNormalization):
+    """As GroupNormalization, with one scale and one bias for each group (opset 18 to 20)."""
+
+    def forward(self, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        size = x.shape[2] // self.num_groups
+        each = [None if value is None else value.repeat_interleave(size, 1) for value in parameters]
+        return super().forward(x, *each)
+
+    def decompose(self, build: Decomposition, x: str, *parameters: str) -> tuple[str, ...]:
+        """The numbers of a group for each of its channels."""
+        groups, size = self.num_groups, (build.shapes[0] or ())[1] // self.num_groups
+        each = torch.arange(groups).repeat_interleave(size)
+        return super().decompose(build, x, *(build(Gather(0), value, each) for value in parameters))
 
 
 @register("LRN", since=(1, 13))

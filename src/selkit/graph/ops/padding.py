@@ -19,9 +19,12 @@ _NUMPY = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 @lru_cache(maxsize=256)
 def _indices(length: int, begin: int, end: int, mode: str) -> Tensor:
-    """Element read at each position of a padded axis."""
-    positions = np.pad(np.arange(length), (max(begin, 0), max(end, 0)), mode=mode)  # type: ignore[call-overload]
-    return torch.from_numpy(positions[max(-begin, 0) : len(positions) - max(-end, 0)].copy())
+    """Element read at each position of a padded axis; negative pads cut first, as onnxruntime does."""
+    kept = np.arange(max(-begin, 0), length - max(-end, 0))
+    if not len(kept):
+        raise UnsupportedAttribute(f"pads {begin} and {end} leave nothing of {length} elements to repeat")
+    positions = np.pad(kept, (max(begin, 0), max(end, 0)), mode=mode)  # type: ignore[call-overload]
+    return torch.from_numpy(positions)
 
 
 @register("Pad", since=(2, 11, 13, 18, 19, 21, 23, 24, 25))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selkit.graph.ops.activations import Abs
-from selkit.graph.ops.arithmetic import Add, Sub
+from selkit.graph.ops.arithmetic import Add, Mul, Sub
 from selkit.graph.ops.base import (
     Affine,
     Composite,
@@ -19,10 +19,12 @@ from selkit.graph.ops.base import (
     Maximum,
     Operator,
     UnsupportedAttribute,
+    floating,
     integers,
     name_of,
     register,
 )
+from selkit.graph.ops.shape import Concat, Reshape, Slice, Transpose
 from selkit.graph.ops.smooth import Exp, Log, Power, Sqrt
 
 
@@ -98,7 +100,12 @@ class ReduceMean(Reduction, Affine):
 
     def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
         dims = self.dims(x, axes)
-        return (x.mean(dim=dims, keepdim=bool(self.keepdims)) if dims else x,)
+        if not dims:
+            return (x,)
+        if not floating(x):
+            total = x.sum(dim=dims, keepdim=bool(self.keepdims), dtype=x.dtype)
+            return (torch.div(total, math.prod(x.shape[dim] for dim in dims), rounding_mode="trunc"),)
+        return (x.mean(dim=dims, keepdim=bool(self.keepdims)),)
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
         count = math.prod(pull.x[0].shape[axis] for axis in self.places(pull.x))
@@ -248,3 +255,36 @@ class ReduceLogSumExp(_Composed):
         # the maximum had to keep its axes: the result drops them
         kept = ReduceMax(self.axes, 0, self.noop_with_empty_axes)
         return (build(kept, result, *axes),)
+
+
+@register("ReduceProd", since=(1, 11, 13, 18))
+@dataclass(frozen=True)
+class ReduceProd(_Composed):
+    """Product over axes."""
+
+    def forward(self, x: Tensor, axes: Tensor | None = None) -> tuple[Tensor, ...]:
+        for dim in reversed(self.dims(x, axes)):
+            x = x.prod(dim, keepdim=bool(self.keepdims), dtype=x.dtype)
+        return (x,)
+
+    def decompose(self, build: Decomposition, x: str, *axes: str) -> tuple[str, ...]:
+        """Products of pairs, until one is left."""
+        shape = build.shapes[0] or ()
+        given = build.constants[1] if axes and axes[0] else None
+        dims = self.dims(torch.empty((1, *shape), device="meta"), given)
+        gone = [dim - 1 for dim in dims]
+        kept = [axis for axis in range(len(shape)) if axis not in gone]
+        rows = build(Transpose((*kept, *gone)), x) if kept or gone else x
+        count = math.prod(shape[axis] for axis in gone)
+        outer = [shape[axis] for axis in kept]
+        rows = build(Reshape(allowzero=1), rows, torch.tensor([*outer, count], dtype=torch.int64))
+        while count > 1:
+            half = count // 2
+            pairs = (build(Slice((start,), (start + half,), (-1,)), rows) for start in (0, half))
+            rest = build(Slice((2 * half,), (count,), (-1,)), rows) if count % 2 else ""
+            rows = build(Mul(), *pairs)
+            rows = build(Concat(-1), rows, rest) if rest else rows
+            count = half + count % 2
+        sizes = [1 if axis in gone else size for axis, size in enumerate(shape)]
+        sizes = sizes if self.keepdims else outer
+        return (build(Reshape(allowzero=1), rows, torch.tensor(sizes, dtype=torch.int64)),)

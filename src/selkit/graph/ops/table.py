@@ -27,7 +27,7 @@ class Row:
     Attributes
     ----------
     name
-        Of the ONNX operator.
+        Of the ONNX operator; one that ONNX does not define has its domain in front.
     versions
         Schema versions that are covered.
     kind
@@ -55,7 +55,8 @@ def supported_operators() -> list[Row]:
     """
     grouped: dict[str, list[Registration]] = {}
     for entry in registrations():
-        grouped.setdefault(entry.name, []).append(entry)
+        name = f"{entry.domain}.{entry.name}" if entry.domain else entry.name
+        grouped.setdefault(name, []).append(entry)
     return [_row(name, grouped[name]) for name in sorted(grouped)]
 
 

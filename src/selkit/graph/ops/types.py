@@ -44,6 +44,35 @@ def torch_dtype(element_type: int) -> torch.dtype:
     return dtype
 
 
+def element_type(dtype: torch.dtype) -> int:
+    """An ONNX element type for torch's dtype."""
+    return next(kind for kind, known in _DTYPES.items() if known == dtype)
+
+
+_WIDTHS: dict[int, int] = {TensorProto.UINT16: 16, TensorProto.UINT32: 32, TensorProto.UINT64: 64}
+
+
+def cast(x: Tensor, element_type: int) -> Tensor:
+    """Convert to an ONNX element type, as onnxruntime does.
+
+    Raises
+    ------
+    UnsupportedAttribute
+        For numbers beyond what an unsigned type holds, where processors differ.
+    """
+    y = x.to(torch_dtype(element_type))
+    width = _WIDTHS.get(element_type)
+    if width is None or x.is_meta:
+        return y
+    if x.is_floating_point() and not bool((x.abs() < 2**63).all()):
+        raise UnsupportedAttribute("casts numbers that are not finite, or too large, to an unsigned type")
+    if width == 64 and bool((y < 0).any()):
+        raise UnsupportedAttribute(
+            "casts negative numbers to uint64; those of 2**63 and above are not supported"
+        )
+    return y if width == 64 else y & (2**width - 1)
+
+
 def to_tensor(proto: TensorProto) -> Tensor:
     """Convert an ONNX tensor whose data is in memory; the result has no stack axis.
 
@@ -56,6 +85,8 @@ def to_tensor(proto: TensorProto) -> Tensor:
     array = onnx.numpy_helper.to_array(proto)
     if dtype == torch.bfloat16:
         return torch.from_numpy(array.astype(np.float32)).to(dtype)
+    if array.dtype == np.uint64 and array.size and int(array.max()) >= 2**63:
+        raise UnsupportedAttribute("uint64 numbers of 2**63 and above are not supported")
     if array.dtype in (np.uint16, np.uint32, np.uint64):
         return torch.from_numpy(array.astype(np.int64)).to(dtype)
     return torch.from_numpy(np.array(array))
