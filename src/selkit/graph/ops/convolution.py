@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selkit.graph.ops import windows
+from selkit.graph.ops import kernels, windows
 from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute, register
 
-CACHE = 2**20
-"""Bytes of unfolded input for each thread that are convolved at once."""
-
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
@@ -33,7 +28,7 @@ class _Convolution(Operator):
 
     def forward(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> tuple[Tensor, ...]:
         dims = w.ndim - 3
-        if dims not in _CONV:
+        if dims not in kernels.CONV:
             raise UnsupportedAttribute(f"{dims} spatial axes; 1, 2 and 3 are supported")
         if w.shape[0] == 1 and (b is None or b.shape[0] == 1):
             flat = self._apply(x.flatten(0, 1), w[0], None if b is None else b[0], dims)
@@ -98,25 +93,13 @@ class Conv(_Convolution):
             dilations=self.dilations,
             auto_pad=self.auto_pad,
         )
+        if kernels.slow(x):
+            return kernels.convolve(x, w, b, placed, self.group)
         padding = placed.begin
         if any(first != last for first, last in placed.pads):
             x = functional.pad(x, placed.padding)
             padding = (0,) * dims
-
-        def convolve(part: Tensor) -> Tensor:
-            return _CONV[dims](part, w, b, placed.strides, padding, placed.dilations, self.group)
-
-        # in float64 on the CPU torch unfolds the whole batch, which costs most where it leaves the cache
-        unfolded = 8 * x.shape[1] * math.prod(kernel) * math.prod(placed.sizes)
-        count = torch.get_num_threads() * max(1, CACHE // max(unfolded, 1))
-        if not x.is_cpu or x.dtype != torch.float64 or math.prod(kernel) == 1 or count >= len(x):
-            return convolve(x)
-        first = convolve(x[:count])
-        y = first.new_empty((len(x), *first.shape[1:]))
-        y[:count] = first
-        for start in range(count, len(x), count):
-            y[start : start + count] = convolve(x[start : start + count])
-        return y
+        return kernels.CONV[dims](x, w, b, placed.strides, padding, placed.dilations, self.group)
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
         """The transposed convolution; with stride 1 it is a convolution with flipped weights, and faster."""
@@ -246,7 +229,11 @@ class ConvTranspose(_Convolution):
         missing = [max(first + size - has, 0) for (first, size), has in zip(placed, full, strict=True)]
         # positions that no window reaches are 0, plus the bias, which therefore comes last
         late = b if any(missing) else None
-        y = _TRANSPOSED[dims](x, w, None if late is not None else b, strides, 0, extra, self.group, dilations)
+        if self.group == x.shape[1] > 1 and kernels.slow(x):
+            y, late = kernels.transpose(x, w, full, strides, dilations), b
+        else:
+            soon = None if late is not None else b
+            y = _TRANSPOSED[dims](x, w, soon, strides, 0, extra, self.group, dilations)
         if any(missing):
             y = functional.pad(y, [side for more in reversed(missing) for side in (0, more)])
         for axis, (first, size) in enumerate(placed, start=2):
