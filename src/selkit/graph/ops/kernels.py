@@ -30,7 +30,7 @@ CACHE = 2**20
 BLOCK = 2**17
 """Elements of which shifted products are taken at once: enough to drown overhead, few enough for the cache."""
 
-TINY = 2**8
+TINY = 2**10
 """Places of the input times places of the result up to which a channel's convolution is a matrix."""
 
 FEW = 16
@@ -76,7 +76,7 @@ def convolve(x: Tensor, w: Tensor, b: Tensor | None, placed: Windows, group: int
     if together or w.shape[1] > 1:
         return _in_parts(_padded(x, begin, end), count, lambda part: _unfolded(part, w, b, placed, group))
     if math.prod(x.shape[2:]) * places <= TINY and taps > 1:
-        y = _by_matrices(_padded(x, begin, end), w, b, placed)
+        y = _by_matrices(x, w, b, placed, begin)
         if not bool(y.sum().isnan()):  # a matrix carries infinite values to places that do not see them
             return y
     each = w.shape[0] // group
@@ -190,35 +190,33 @@ def _unfolded(x: Tensor, w: Tensor, b: Tensor | None, placed: Windows, group: in
     return y.reshape(-1, count, *sizes).transpose(0, 1).contiguous()
 
 
-def _by_matrices(x: Tensor, w: Tensor, b: Tensor | None, placed: Windows) -> Tensor:
-    """Convolve each channel of a padded batch by the matrix from its places to those of the result."""
+def _by_matrices(
+    x: Tensor, w: Tensor, b: Tensor | None, placed: Windows, begin: tuple[int, ...]
+) -> Tensor:
+    """Convolve each channel of a batch by the matrix from its places to those of the result."""
     channels, each = x.shape[1], w.shape[0] // x.shape[1]
-    grid, kernel = tuple(x.shape[2:]), tuple(w.shape[2:])
-    index = _matrix(grid, kernel, placed.sizes, placed.strides, placed.dilations)
+    index = _matrix(placed, tuple(w.shape[2:]), begin)
     padded = functional.pad(w.reshape(channels, each, -1), (1, 0))
     matrices = padded.index_select(2, index.reshape(-1)).reshape(channels, each, *index.shape)
-    matrices = matrices.transpose(1, 2).flatten(2)
-    y = torch.bmm(x.flatten(2).transpose(0, 1), matrices)
+    y = torch.bmm(x.flatten(2).transpose(0, 1), matrices.transpose(1, 2).flatten(2))
     if b is not None:
         y += b.reshape(channels, 1, each, 1).expand(-1, -1, -1, index.shape[1]).reshape(channels, 1, -1)
     return y.transpose(0, 1).reshape(len(x), channels * each, *placed.sizes)
 
 
 @lru_cache(maxsize=256)
-def _matrix(
-    grid: tuple[int, ...],
-    kernel: tuple[int, ...],
-    sizes: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-) -> Tensor:
+def _matrix(placed: Windows, kernel: tuple[int, ...], begin: tuple[int, ...]) -> Tensor:
     """For each place of the input and of the result the kernel's element between them, plus 1; or 0."""
-    places = torch.arange(math.prod(grid)).reshape(grid)
-    index = torch.zeros(math.prod(grid), math.prod(sizes), dtype=torch.int64)
-    result = torch.arange(math.prod(sizes))
-    for element, tap in enumerate(itertools.product(*map(range, kernel)), start=1):
-        start = [at * dilation for at, dilation in zip(tap, dilations, strict=True)]
-        index[places[_steps(start, sizes, strides)].reshape(-1), result] = element
+    index = torch.zeros(math.prod(placed.grid), math.prod(placed.sizes), dtype=torch.int64)
+    axes = list(zip(placed.grid, placed.strides, placed.dilations, begin, strict=True))
+    for result, window in enumerate(itertools.product(*map(range, placed.sizes))):
+        for element, tap in enumerate(itertools.product(*map(range, kernel)), start=1):
+            source = 0
+            for (length, stride, dilation, first), place, at in zip(axes, window, tap, strict=True):
+                here = place * stride + at * dilation - first
+                source = source * length + here if source >= 0 and 0 <= here < length else -1
+            if source >= 0:
+                index[source, result] = element
     return index
 
 
@@ -244,27 +242,36 @@ def _shifted(
         Of the result, and how far apart the places are that its places see.
     """
     channels, each = factors[0].shape
+    dims = len(sizes)
     y = x.new_empty(len(x), channels, each, *sizes)
     padded = [sum(three) for three in zip(x.shape[2:], *padding, strict=True)]
-    # with stride 1 a shift of the whole padded grid is one run of numbers, with some of no use between rows
-    flat = all(stride == 1 for stride in strides)
-    steps = [math.prod(padded[axis + 1 :]) for axis in range(len(padded))]
+    # places a stride apart are laid side by side: then a shift is one run of numbers, some of no use
+    grid = [-(-length // stride) for length, stride in zip(padded, strides, strict=True)]
+    before, after = padding
+    after = [e + n * s - p for e, n, s, p in zip(after, grid, strides, padded, strict=True)]
+    steps = [math.prod(grid[axis + 1 :]) for axis in range(dims)]
     run = 1 + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
-    places: list[tuple[slice, ...]] = [_steps(start, sizes, strides) for start in starts]
-    if flat:
-        shifts = [sum(at * step for at, step in zip(start, steps, strict=True)) for start in starts]
-        places = [(slice(shift, shift + run),) for shift in shifts]
-    weights = [factor.reshape(channels, each, *(1,) * len(places[0])) for factor in factors]
+    shifts = []
+    for start in starts:
+        phase = 0
+        for place, stride in zip(start, strides, strict=True):
+            phase = phase * stride + place % stride
+        inner = sum(p // stride * step for p, stride, step in zip(start, strides, steps, strict=True))
+        shifts.append(phase * math.prod(grid) + inner)
+    apart = [side for pair in zip(grid, strides, strict=True) for side in pair]
+    order = (0, 1, *range(3, 2 * dims + 2, 2), *range(2, 2 * dims + 2, 2))
+    weights = [factor.reshape(channels, each, 1) for factor in factors]
     size = math.prod(padded) * each
     for part in _blocks(len(x), channels * size):
         for band in _blocks(channels, len(x[part]) * size):
-            seen, target = _padded(x[part, band], *padding), y[part, band]
-            seen = seen.flatten(2).unsqueeze(2) if flat else seen.unsqueeze(2)
-            total = torch.mul(seen[(..., *places[0])], weights[0][band], out=None if flat else target)
-            for place, weight in zip(places[1:], weights[1:], strict=True):
-                total.addcmul_(seen[(..., *place)], weight[band])
-            if flat:
-                target.copy_(total.as_strided(target.shape, (*total.stride()[:3], *steps)))
+            seen, target = _padded(x[part, band], before, after), y[part, band]
+            if max(strides) > 1:
+                seen = seen.reshape(*seen.shape[:2], *apart).permute(order)
+            seen = seen.flatten(2).unsqueeze(2)
+            total = seen[..., shifts[0] : shifts[0] + run] * weights[0][band]
+            for shift, weight in zip(shifts[1:], weights[1:], strict=True):
+                total.addcmul_(seen[..., shift : shift + run], weight[band])
+            target.copy_(total.as_strided(target.shape, (*total.stride()[:3], *steps)))
     return y
 
 
