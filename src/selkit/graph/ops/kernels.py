@@ -28,7 +28,7 @@ CACHE = 2**20
 """Bytes of unfolded input for each thread that are convolved at once."""
 
 BLOCK = 2**17
-"""Elements of which shifted products are taken at once: enough to drown overhead, few enough for the cache."""
+"""Elements of which shifted products are taken at once: they drown the overhead and fit into the cache."""
 
 TINY = 2**10
 """Places of the input times places of the result up to which a channel's convolution is a matrix."""
@@ -41,8 +41,8 @@ CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 def slow(x: Tensor) -> bool:
     """Whether torch has no kernels of its own for such values."""
-    single = x.dtype == torch.float32 and not torch.backends.mkldnn.is_available()
-    return x.is_cpu and (single or x.dtype == torch.float64)
+    own = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return x.is_cpu and (x.dtype == torch.float64 or (x.dtype == torch.float32 and not own))
 
 
 def convolve(x: Tensor, w: Tensor, b: Tensor | None, placed: Windows, group: int) -> Tensor:
@@ -85,7 +85,7 @@ def convolve(x: Tensor, w: Tensor, b: Tensor | None, placed: Windows, group: int
         tuple(element * dilation for element, dilation in zip(tap, placed.dilations, strict=True))
         for tap in itertools.product(*map(range, w.shape[2:]))
     ]
-    y = _shifted(x, (begin, end), factors, starts, placed.sizes, placed.strides)
+    y = _shifted(x, (begin, end), list(zip(starts, factors, strict=True)), placed.sizes, placed.strides)
     y = y if b is None else y.add_(b.reshape(group, each, *(1,) * (y.ndim - 3)))
     return y.flatten(1, 2)
 
@@ -121,12 +121,12 @@ def transpose(
             max(0, size - min(shift) - length)
             for size, shift, length in zip(sizes, shifts, x.shape[2:], strict=True)
         ]
-        starts = [
-            tuple(m - shift for m, shift in zip(most, tap, strict=True)) for tap in itertools.product(*shifts)
+        taps = [
+            (tuple(m - shift for m, shift in zip(most, tap, strict=True)), _element(w, element))
+            for tap, element in zip(itertools.product(*shifts), itertools.product(*elements), strict=True)
         ]
-        factors = [w[(..., *tap)] for tap in itertools.product(*elements)]
         place = tuple(slice(r, None, s) for r, s in zip(phase, strides, strict=True))
-        part = _shifted(x, (most, after), factors, starts, sizes, (1,) * len(sizes))
+        part = _shifted(x, (most, after), taps, sizes, (1,) * len(sizes))
         y[(slice(None), slice(None), slice(None), *place)] = part
     return y.flatten(1, 2)
 
@@ -147,7 +147,7 @@ def _trim(placed: Windows) -> tuple[tuple[slice, ...], tuple[int, ...], tuple[in
         keep.append(slice(low, high))
         begin.append(placed.begin[axis] - low * dilation)
         last = placed.end[axis] - (placed.kernel[axis] - high) * dilation
-        if 0 <= begin[axis] and 0 <= begin[axis] - last < stride:
+        if begin[axis] >= 0 and 0 <= begin[axis] - last < stride:
             last = begin[axis]  # what makes no other window: the same padding at both ends spares a copy
         end.append(0 if -stride < last < 0 else last)
     return tuple(keep), tuple(begin), tuple(end)
@@ -190,9 +190,7 @@ def _unfolded(x: Tensor, w: Tensor, b: Tensor | None, placed: Windows, group: in
     return y.reshape(-1, count, *sizes).transpose(0, 1).contiguous()
 
 
-def _by_matrices(
-    x: Tensor, w: Tensor, b: Tensor | None, placed: Windows, begin: tuple[int, ...]
-) -> Tensor:
+def _by_matrices(x: Tensor, w: Tensor, b: Tensor | None, placed: Windows, begin: tuple[int, ...]) -> Tensor:
     """Convolve each channel of a batch by the matrix from its places to those of the result."""
     channels, each = x.shape[1], w.shape[0] // x.shape[1]
     index = _matrix(placed, tuple(w.shape[2:]), begin)
@@ -223,8 +221,7 @@ def _matrix(placed: Windows, kernel: tuple[int, ...], begin: tuple[int, ...]) ->
 def _shifted(
     x: Tensor,
     padding: tuple[Sequence[int], Sequence[int]],
-    factors: Sequence[Tensor],
-    starts: Sequence[tuple[int, ...]],
+    taps: Sequence[tuple[tuple[int, ...], Tensor]],
     sizes: Sequence[int],
     strides: Sequence[int],
 ) -> Tensor:
@@ -234,14 +231,13 @@ def _shifted(
     ----------
     x, padding
         Batch, and what to pad it with in front and behind.
-    factors
-        For each shift, of shape (channels, results of one channel).
-    starts
-        For each shift, the place in the padded grid that the result's first place sees.
+    taps
+        For each shift the place in the padded grid that the result's first place sees, and the factors, of
+        shape (channels, results of one channel).
     sizes, strides
         Of the result, and how far apart the places are that its places see.
     """
-    channels, each = factors[0].shape
+    channels, each = taps[0][1].shape
     dims = len(sizes)
     y = x.new_empty(len(x), channels, each, *sizes)
     padded = [sum(three) for three in zip(x.shape[2:], *padding, strict=True)]
@@ -252,7 +248,7 @@ def _shifted(
     steps = [math.prod(grid[axis + 1 :]) for axis in range(dims)]
     run = 1 + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
     shifts = []
-    for start in starts:
+    for start, _ in taps:
         phase = 0
         for place, stride in zip(start, strides, strict=True):
             phase = phase * stride + place % stride
@@ -260,7 +256,7 @@ def _shifted(
         shifts.append(phase * math.prod(grid) + inner)
     apart = [side for pair in zip(grid, strides, strict=True) for side in pair]
     order = (0, 1, *range(3, 2 * dims + 2, 2), *range(2, 2 * dims + 2, 2))
-    weights = [factor.reshape(channels, each, 1) for factor in factors]
+    weights = [factor.reshape(channels, each, 1) for _, factor in taps]
     size = math.prod(padded) * each
     for part in _blocks(len(x), channels * size):
         for band in _blocks(channels, len(x[part]) * size):
@@ -275,12 +271,11 @@ def _shifted(
     return y
 
 
-def _steps(start: Sequence[int], sizes: Sequence[int], strides: Sequence[int]) -> tuple[slice, ...]:
-    """Places at some distance from each other along each axis."""
-    return tuple(
-        slice(first, first + (size - 1) * stride + 1, stride)
-        for first, size, stride in zip(start, sizes, strides, strict=True)
-    )
+def _element(w: Tensor, place: Sequence[int]) -> Tensor:
+    """One element of the kernel of each pair of channels."""
+    for at in place:
+        w = w.select(2, at)
+    return w
 
 
 def _blocks(count: int, each: int) -> Iterator[slice]:
