@@ -103,6 +103,21 @@ def test_a_wrong_element_is_seen():
         check(y[:, 0], truth)
 
 
+@pytest.mark.parametrize("group", [1, 2, 6])
+@pytest.mark.parametrize("side", [2, 4, 9])
+def test_the_order_of_axes_in_memory_does_not_matter(group, side):
+    """A network with channels last transposes first: what comes has its channels together."""
+    x = torch.randn(3, 1, side, side, 6, dtype=torch.float64).permute(0, 1, 4, 2, 3)
+    assert not x.is_contiguous()
+    w = torch.randn(1, 6, 6 // group, 3, 3, dtype=torch.float64)
+    back = torch.randn(1, 6, 6 // group, 4, 4, dtype=torch.float64)
+    for stride in (1, 2):
+        (y,) = Conv(pads=(1, 1, 1, 1), strides=(stride, stride), group=group).forward(x, w)
+        check(y[:, 0], functional.conv2d(x[:, 0].contiguous(), w[0], None, stride, 1, 1, group))
+        (y,) = ConvTranspose(strides=(stride, stride), group=group).forward(x, back)
+        check(y[:, 0], functional.conv_transpose2d(x[:, 0].contiguous(), back[0], None, stride, 0, 0, group))
+
+
 @pytest.mark.parametrize("side", [3, 12])
 def test_infinite_values_stay_where_the_windows_are_that_see_them(side):
     """On 3 x 3 places a channel is multiplied by a matrix, where 0 times infinity would spread."""

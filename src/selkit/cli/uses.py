@@ -54,12 +54,11 @@ class Use:
         """Some lines for reading."""
         shape = "of unknown shape" if self.shape is None else f"of shape {self.shape}"
         lines = [f"output {self.output}, {shape}"]
-        names = ("score_map", "class_scores", "embedding", "explanation")
+        names = ("class_scores", "embedding", "explanation")
+        if self.score_map:
+            lines += [f"  score map: {self.score_map}", f"    {self.call}"]
         lines += [f"  {name.replace('_', ' ')}: {said}" for name in names if (said := getattr(self, name))]
-        if self.call:
-            lines.append(f"    {self.call}")
-        if self.reason:
-            lines.append(f"  no score map: {self.reason}")
+        lines += [f"  no score map: {self.reason}"] * bool(self.reason)
         return "\n".join(lines)
 
 
@@ -112,14 +111,14 @@ def use(asked: Asked, index: int) -> Use:
             reason = f"regions by a threshold cannot be tested: {error}"
             break
         except SelkitError as error:
-            reason = reason or str(error)
+            reason = reason or str(error).partition(";")[0]  # what it advises has been tried here
             continue
         found, reason = _testable(asked, index, given, kind), ""
         break
     return Use(
         spec.name,
         shape,
-        class_scores=_classes(program, shape),
+        class_scores=_classes(graph, spec.name, shape),
         embedding=f"{math.prod(shape[1:])} numbers for each input" if math.prod(shape[1:]) > 1 else "",
         explanation=_explained(asked, spec.name, shape),
         reason=reason,
@@ -175,12 +174,12 @@ def _testable(asked: Asked, index: int, given: Mapping[str, Any], kind: str) -> 
     }
 
 
-def _classes(program: Program, shape: Sequence[int]) -> str:
+def _classes(graph: Graph, output: str, shape: Sequence[int]) -> str:
     """Whether an output is one number for each class."""
     sizes = [size for size in shape[1:] if size != 1]
     if len(shape) < 2 or shape[0] != 1 or len(sizes) > 1:
         return ""
-    last = next((type(step.operator).__name__ for step in reversed(program.steps)), "")
+    last = next((node.op_type for node in graph.nodes if output in node.outputs), "")
     kind = "probabilities" if last in ("Softmax", "Sigmoid") else "numbers, such as logits"
     return f"{sizes[0]} {kind}" if sizes else "one number, such as the logit of two classes"
 

@@ -263,8 +263,9 @@ def _shifted(
             seen, target = _padded(x[part, band], before, after), y[part, band]
             if max(strides) > 1:
                 seen = seen.reshape(*seen.shape[:2], *apart).permute(order)
-            seen = seen.flatten(2).unsqueeze(2)
-            total = seen[..., shifts[0] : shifts[0] + run] * weights[0][band]
+            seen = seen.flatten(2).contiguous().unsqueeze(2)  # runs, whatever the order of the batch's axes
+            total = seen.new_empty(*target.shape[:3], run)
+            torch.mul(seen[..., shifts[0] : shifts[0] + run], weights[0][band], out=total)
             for shift, weight in zip(shifts[1:], weights[1:], strict=True):
                 total.addcmul_(seen[..., shift : shift + run], weight[band])
             target.copy_(total.as_strided(target.shape, (*total.stride()[:3], *steps)))
