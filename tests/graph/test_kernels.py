@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from selkit.graph.ops import kernels
+from selkit.graph.ops.base import UnsupportedAttribute
 from selkit.graph.ops.convolution import Conv, ConvTranspose
 
 CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
@@ -92,6 +93,31 @@ def test_transposed_convolutions_equal_those_of_torch():
         check(y[:, 0], truth)
         seen.add((case.dims, case.group > 1, case.inputs > 1, max(case.strides) > 1))
     assert len(seen) >= 20
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_shapes_without_data_are_those_of_the_results(transposed):
+    told = 0
+    for seed in range(120):
+        case = Draw(seed)
+        fits = case.fits() or transposed
+        first, second = case.group * case.inputs, case.results
+        named = {"strides": case.strides, "dilations": case.dilations, "group": case.group}
+        if transposed:
+            operator, w = ConvTranspose(**named), case.weights(first, second)
+        else:
+            operator = Conv(pads=(*case.before, *case.after), **named)
+            w = case.weights(case.group * second, case.inputs)
+        if not fits:
+            with pytest.raises(UnsupportedAttribute, match="does not fit"):
+                operator.outline(case.x, w, case.b)
+            continue
+        (outline,) = operator.outline(case.x.to("meta"), w, case.b)
+        (y,) = operator.forward(case.x, w, case.b)
+        assert (outline.shape, outline.dtype, outline.device.type) == (y.shape, y.dtype, "meta")
+        assert operator.outline(case.x[:, :, 1:], w, case.b) is None  # forward says what is wrong
+        told += 1
+    assert told > 60
 
 
 def test_a_wrong_element_is_seen():
