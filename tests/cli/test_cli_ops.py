@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
 import onnx
 import pytest
+import torch
 
+import selkit as library
 from selkit.graph.ops.table import supported_operators
 
 
@@ -33,7 +38,7 @@ def test_kinds_are_those_at_their_place(selkit, tmp_path):
     assert (ended.code, ended.json["supported"]) == (0, True)
     text = selkit("ops", path).out
     assert text.splitlines()[0].split() == ["operator", "nodes", "kind", "along", "a", "line", "attribution"]
-    assert "bracketed" in text.splitlines()[-1]
+    assert "bracketed" in text
 
 
 @pytest.mark.parametrize(
@@ -84,3 +89,100 @@ def test_what_is_no_model(selkit, tmp_path):
     ended = selkit("ops", tmp_path / "m.onnx")
     assert ended.code == 1
     assert "m.onnx" in ended.complaint
+
+
+HEATS = """<ir_version: 8, opset_import: ["" : 17]>
+agraph (float[1, 1, 12, 12] x) => (float[1, 2, 6, 6] heat, float[1, 5] logits, float[1, 1, 12, 12] full,
+                                   int64[1, 5] order, float[1, 4] fixed, float[1, 3, 1, 1] pooled)
+<float[2, 1, 3, 3] w = {0.3,-0.2,0.1,0.4,0.9,0.2,-0.3,0.1,0.2,-0.3,0.2,0.1,0.4,-0.9,0.2,0.3,0.1,0.2},
+ float[3, 2, 1, 1] v = {0.5, 0.2, -0.3, 0.4, 0.1, 0.7}, float[144, 5] m, float[1, 4] four>
+{
+    heat = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w)
+    flat = Flatten(x)
+    scores = MatMul(flat, m)
+    logits = Softmax(scores)
+    bent = Relu(x)
+    full = Sigmoid(bent)
+    order = Cast<to = 7>(logits)
+    fixed = Identity(four)
+    each = Conv(heat, v)
+    pooled = GlobalAveragePool(each)
+}"""
+
+
+@pytest.fixture
+def heats(tmp_path):
+    model = onnx.parser.parse_model(HEATS)
+    generator = np.random.default_rng(0)
+    for name, shape in (("m", (144, 5)), ("four", (1, 4))):
+        kept = [tensor for tensor in model.graph.initializer if tensor.name != name]
+        del model.graph.initializer[:]
+        values = generator.normal(size=shape).astype(np.float32)
+        model.graph.initializer.extend([*kept, onnx.numpy_helper.from_array(values, name)])
+    onnx.save(model, tmp_path / "heats.onnx")
+    return tmp_path / "heats.onnx"
+
+
+def test_each_output_is_offered_for_what_it_can_be_used_for_and_nothing_else(selkit, heats):
+    found = {use["output"]: use for use in selkit("ops", heats, "--json").json["outputs"]}
+    kinds = ("score_map", "class_scores", "embedding", "explanation")
+    assert {name: [kind for kind in kinds if use[kind]] for name, use in found.items()} == {
+        "heat": ["score_map", "embedding"],
+        "logits": ["class_scores", "embedding", "explanation"],
+        "full": ["score_map", "embedding"],
+        "order": [],
+        "fixed": [],
+        "pooled": ["class_scores", "embedding"],
+    }
+    assert {name: use["p_values"] for name, use in found.items() if use["p_values"]} == {
+        "heat": "exact",
+        "full": "exact",
+    }
+    assert "probabilities" in found["logits"]["class_scores"]
+    assert "channel=0, resize='linear'" in found["heat"]["call"]
+    assert "channel" not in found["full"]["call"]
+    assert "int64" in found["order"]["reason"]
+    assert "does not depend" in found["fixed"]["reason"]
+    text = selkit("ops", heats).out
+    assert text.count("are exact") == 2
+    one = selkit("ops", heats, "--output-index", "1")
+    assert "are exact" not in one.out
+    assert [
+        use["output"] for use in selkit("ops", heats, "--output-index", "1", "--json").json["outputs"]
+    ] == ["logits"]
+
+
+def test_the_call_that_is_advised_works_as_it_is(selkit, heats):
+    x = np.random.default_rng(1).normal(size=(1, 1, 12, 12))
+    tried = 0
+    for use in selkit("ops", heats, "--json").json["outputs"]:
+        if use["call"]:
+            result = eval(use["call"], {"selkit": library, "x": x})  # noqa: S307 - our own words
+            assert 0 < result.p_value < 1
+            assert result.exact == (use["p_values"] == "exact")
+            assert use["call"] in selkit("ops", heats).out
+            tried += 1
+    assert tried == 2
+
+
+def test_a_model_of_a_thousand_nodes_takes_seconds(selkit, tmp_path):
+    """Large images would make torch import its compiler, or run the model, to find shapes."""
+    layers = []
+    for place in range(333):
+        source = "x" if place == 0 else f"s{place - 1}"
+        layers.append(f"c{place} = Conv<pads = [1, 1, 1, 1]>({source}, w)  r{place} = Relu(c{place})")
+        layers.append(f"s{place} = Add(r{place}, {source})")
+    body = " ".join([*layers, "y = Sigmoid(s332)"])
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[1, 8, 256, 256] x) => (float[1, 8, 256, 256] y) <float[8, 8, 3, 3] w> {{ {body} }}""")
+    weights = (0.1 * np.random.default_rng(0).normal(size=(8, 8, 3, 3))).astype(np.float32)
+    del model.graph.initializer[:]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    onnx.save(model, tmp_path / "long.onnx")
+    start, threads = time.thread_time(), torch.get_num_threads()
+    ended = selkit("ops", tmp_path / "long.onnx", "--json")
+    assert time.thread_time() - start < 5
+    assert torch.get_num_threads() == threads
+    assert sum(op["nodes"] for op in ended.json["operators"]) == 1000
+    assert ended.json["outputs"][0]["p_values"] == "exact"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ from selkit.cli.console import Console, Exit
 from selkit.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from selkit.cli.uses import Use
     from selkit.graph import Graph
+    from selkit.graph.model import Node
     from selkit.graph.ops.base import Kind, Operator
 
 NO_RULE = "no rule"
@@ -33,7 +35,8 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
         summary="list which operators of a model are supported, and how",
         text="For each operator: what kind of function it is, how a test follows it along a line (exact: the "
         "truncation set is exact; refined: it is bracketed to the asked precision), and how many nodes there "
-        "are. Exit code 4 if a node is not supported. Without a model: all supported operators.",
+        "are. For each output: what it can be used for, and the call that tests a region of it. Exit code 4 "
+        "if a node is not supported. Without a model: all supported operators.",
         examples=EXAMPLES,
     )
     parser.set_defaults(run=run)
@@ -41,7 +44,7 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
     parser.add_argument(
         "--shape", type=shape, metavar="1,C,H,W", help="of the input, where the model leaves sizes open"
     )
-    parser.add_argument("--output-index", type=int, default=0, metavar="I", help="the score map (default: 0)")
+    parser.add_argument("--output-index", type=int, metavar="I", help="only this output (default: all)")
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -97,10 +100,11 @@ def run(options: Namespace, console: Console) -> Exit:
         graph = Graph.load(options.model)
     except UnsupportedModelError as error:
         lines = _unsupported(options.model, error)
-        verdict = "this model cannot be tested: nodes are not supported"
+        verdict, found = "this model cannot be tested: nodes are not supported", []
     else:
         lines = _supported(graph)
-        verdict = _verdict(graph, options.shape, options.output_index)
+        found = _uses(graph, options)
+        verdict = "\n".join(one if isinstance(one, str) else one.text() for one in found)
         if any(line.attribution == NO_RULE for line in lines):
             verdict += "\nthe model cannot be explained by its graph; say --method permutation"
     bad = sum(line.nodes for line in lines if not line.supported)
@@ -113,6 +117,7 @@ def run(options: Namespace, console: Console) -> Exit:
             "supported": not bad,
             "verdict": verdict,
             "operators": [asdict(line) for line in lines],
+            "outputs": [asdict(one) for one in found if not isinstance(one, str)],
         }
     )
     return Exit.CHECK_FAILED if bad else Exit.OK
@@ -131,15 +136,10 @@ def _all(console: Console) -> Exit:
 
 def _supported(graph: Graph) -> list[Line]:
     """Count nodes by operator and by the kind that they have where they stand."""
-    from selkit.graph.ops.base import Kind
     from selkit.graph.ops.table import LINE
 
-    live = {spec.name for spec in graph.inputs}
     counts: dict[tuple[str, Kind, str], int] = {}
-    for node in graph.nodes:
-        kind = node.operator.kind([name in live for name in node.inputs])
-        if kind is not Kind.CONSTANT:
-            live.update(node.outputs)
+    for node, kind in _kinds(graph):
         key = node.op_type, kind, attribution(node.operator, kind)
         counts[key] = counts.get(key, 0) + 1
     return [
@@ -148,6 +148,18 @@ def _supported(graph: Graph) -> list[Line]:
             counts.items(), key=lambda item: (item[0][0], item[0][1].value, item[0][2])
         )
     ]
+
+
+def _kinds(graph: Graph) -> Iterator[tuple[Node, Kind]]:
+    """Each node with the kind that it has where it stands."""
+    from selkit.graph.ops.base import Kind
+
+    live = {spec.name for spec in graph.inputs}
+    for node in graph.nodes:
+        kind = node.operator.kind([name in live for name in node.inputs])
+        if kind is not Kind.CONSTANT:
+            live.update(node.outputs)
+        yield node, kind
 
 
 def attribution(operator: Operator, kind: Kind) -> str:
@@ -185,35 +197,38 @@ def _unsupported(model: str, error: Any) -> list[Line]:
     return [*bad, *(Line(name, count, supported=True) for name, count in sorted(left.items()) if count > 0)]
 
 
-def _verdict(graph: Graph, given: Sequence[int] | None, output: int) -> str:
-    """Whether p-values of regions of this model are exact, as far as can be said without a hypothesis."""
-    from selkit.errors import NotAvailableError, SelkitError
-    from selkit.inference import BackMeanDiff
-    from selkit.inference.score_map import build_score_map, is_piecewise_linear
-    from selkit.inference.tail import split
+def _uses(graph: Graph, options: Namespace) -> list[Use | str]:
+    """What the outputs can be used for, or one sentence on why that cannot be said."""
+    import torch
 
-    if len(graph.inputs) != 1:
-        return "the model has several inputs: say by a test whether p-values are exact"
-    (spec,) = graph.inputs
-    declared = spec.shape
-    if not 0 <= output < len(graph.outputs):
-        raise InvalidInputError(f"--output-index is {output}; the model has {len(graph.outputs)} output(s)")
-    sizes = given
-    if sizes is None and declared is not None:
-        known = [1 if place == 0 else size for place, size in enumerate(declared)]
-        sizes = None if None in known else [int(size or 1) for size in known]
-    if sizes is None:
-        return f"whether p-values are exact depends on the input's shape ({declared}): say --shape"
-    try:
-        program = graph.compile({spec.name: tuple(sizes)}, [graph.outputs[output].name], decompose=True)
-        maps = build_score_map(program, BackMeanDiff(threshold=0.5), spec.name)
-    except NotAvailableError as error:
-        return f"regions by a threshold cannot be tested: {error}"
-    except SelkitError as error:
-        return f"the model cannot be tested at this shape: {error}"
-    if is_piecewise_linear(split(maps.margins)[0]):
-        return "p-values of regions by a threshold are exact: what is smooth, if anything, is a light end"
-    return "p-values of regions by a threshold are bracketed: smooth operators before it are bounded"
+    from selkit.cli.uses import Asked, silent, use
+
+    index = options.output_index
+    if index is not None and not 0 <= index < len(graph.outputs):
+        raise InvalidInputError(f"--output-index is {index}; the model has {len(graph.outputs)} output(s)")
+    if not graph.inputs:
+        return ["the model has no input"]
+    sizes = [_known(spec.shape) for spec in graph.inputs]
+    first = options.shape or sizes[0]
+    if first is None:
+        declared = graph.inputs[0].shape
+        return [f"what its outputs can be used for depends on the input's shape ({declared}): say --shape"]
+    others = {}
+    for spec, shape in zip(graph.inputs[1:], sizes[1:], strict=True):
+        if shape is None:
+            return [f"what its outputs can be used for depends on the shape of its input {spec.name!r}"]
+        others[spec.name] = torch.zeros(shape, dtype=spec.dtype)
+    unruled = [node.outputs[0] for node, kind in _kinds(graph) if attribution(node.operator, kind) == NO_RULE]
+    asked = Asked(graph, options.model, tuple(first), others, silent(graph, unruled))
+    return [use(asked, place) for place in range(len(graph.outputs)) if index in (None, place)]
+
+
+def _known(declared: Sequence[int | None] | None) -> tuple[int, ...] | None:
+    """A declared shape, with a batch of one where that is open; ``None`` if another size is open."""
+    if declared is None:
+        return None
+    sizes = [1 if place == 0 else size for place, size in enumerate(declared)]
+    return None if None in sizes else tuple(size or 1 for size in sizes)
 
 
 def table(lines: Sequence[Line]) -> str:

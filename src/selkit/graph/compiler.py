@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 Choice: TypeAlias = "bool | Callable[[Operator], bool]"
 """Whether to decompose composite operators: all, none, or those that a function picks."""
 
-MODEST = 2**20
-"""Elements up to which the shape of a result is found by computing it."""
+MODEST = 2**24
+"""Elements up to which the shape of a result is found by computing it, where no rule tells it."""
 
 
 def compile_graph(
@@ -282,9 +282,12 @@ class Builder:
 
     @staticmethod
     def _probe(operator: Operator, known: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Outputs of zeros; without data where they are large, if torch can do that."""
+        """Outputs of zeros; without data where a rule tells them, or they are large and torch can do that."""
+        outline = operator.outline(*known) if known[0] is not None else None
+        if outline is not None:
+            return outline
         if sum(value.numel() for value in known if value is not None) <= MODEST:
-            # Without data, torch would import its compiler to find the shape of a sum: a second.
+            # Without data, torch would import its compiler to find the shape of a sum: seconds.
             return operator.forward(*map(_filled, known))
         data_free = [
             value.to("meta")

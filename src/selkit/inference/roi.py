@@ -29,6 +29,7 @@ from selkit.inference.score_map import ScoreMap, build_score_map
 from selkit.inference.search import Goal, InferenceMode
 from selkit.inference.single import Options, check_region
 from selkit.inference.table import RoiTable
+from selkit.inference.threads import threads, useful
 from selkit.inference.truncated import Alternative, check_alternative
 from selkit.scores import UncertaintyScore
 
@@ -376,7 +377,8 @@ class RoiTest:
             device=self.device,
         )
         maps = self._programs(tuple(inputs.tested.shape), inputs.others)
-        return select(maps, self.hypothesis, inputs, mask)
+        with threads(useful(maps.observed, 1)):
+            return select(maps, self.hypothesis, inputs, mask)
 
     def _test(self, selection: Selection, roi: NDArray[np.bool_], var: Any, options: Options) -> RoiResult:
         return check_region(selection, self.hypothesis, roi, self.var if var is None else var, options)

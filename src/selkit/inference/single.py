@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from selkit.errors import InvalidInputError, NotAcceptedError, NotAvailableError
 from selkit.inference.acceptance.event import AcceptanceEvent
 from selkit.inference.acceptance.search import AcceptedSearch
-from selkit.inference.engine import Engine
+from selkit.inference.engine import CACHE, Engine
 from selkit.inference.hypotheses import Hypothesis
 from selkit.inference.intervals import around
 from selkit.inference.observation import Observation, Selection, observe
@@ -19,7 +19,9 @@ from selkit.inference.result import RoiResult
 from selkit.inference.score_map import is_piecewise_linear
 from selkit.inference.search import Goal, Search
 from selkit.inference.tail import cut
+from selkit.inference.threads import threads, useful
 from selkit.inference.truncated import Alternative, Chi
+from selkit.inference.witness import stack
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,20 @@ def check_region(
 def _search(selection: Selection, seen: Observation, search: Search, goal: Goal) -> tuple[bool, int]:
     """Find the truncation set; return whether it is exact, and how many windows were looked at."""
     program, event = cut(selection.margins, selection.event)
-    engine = Engine(program, event, seen.line)
     exact = is_piecewise_linear(program)
     if not exact and goal.mode in ("over_conditioning", "exhaustive"):
         raise NotAvailableError(
             f"inference_mode={goal.mode!r} needs a score map that is piecewise linear in the "
             "input, but this model has smooth operators before it; use 'parametric' or 'decision'"
         )
-    if not exact:
-        engine.refine(search)
-    elif goal.mode == "over_conditioning":
-        engine.piece(search)
-    else:
-        engine.run(search)
+    with threads(useful(program, stack(program, CACHE))):
+        engine = Engine(program, event, seen.line)
+        if not exact:
+            engine.refine(search)
+        elif goal.mode == "over_conditioning":
+            engine.piece(search)
+        else:
+            engine.run(search)
     return exact, engine.windows
 
 

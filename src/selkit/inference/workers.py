@@ -10,16 +10,16 @@ import itertools
 import pickle
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from selkit.inference.table import RoiRow
+from selkit.inference.threads import threads
 
 if TYPE_CHECKING:
     from selkit.inference.roi import RoiTest
@@ -83,7 +83,8 @@ class Runner:
             # A test remembers the program of the last shape, so each thread has its own.
             self._here.test = copy.copy(work.test)
         try:
-            with _one_thread() if self._remote else contextlib.nullcontext():
+            # there is a worker for every core already
+            with threads(1) if self._remote else contextlib.nullcontext():
                 image = _writable(item.image)
                 var = work.var(image) if callable(work.var) else work.var
                 masked = {} if item.mask is None else {"mask": _writable(item.mask)}
@@ -112,17 +113,6 @@ def _unpack(key: str, content: NDArray[np.uint8]) -> Runner:
 
 def _run(runner: Runner, item: Item) -> tuple[RoiRow, str | None]:
     return runner.run(item)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: there is a worker for every core already."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _writable(value: Any) -> Any:

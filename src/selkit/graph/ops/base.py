@@ -109,6 +109,13 @@ class Operator:
         """Outputs for stacked inputs; a pure function."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
+    def outline(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...] | None:
+        """Outputs without data, where a rule tells their shapes and costs less than :meth:`forward`.
+
+        ``inputs`` may be without data too. ``None`` where there is no such rule, or an input does not fit.
+        """
+        return None
+
     def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
         """Write the nodes of :meth:`forward` for the symbols ``inputs``; ``shapes`` are the outputs'."""
         return tuple(tape.operator(self, name_of(type(self)), inputs, shapes))
@@ -197,6 +204,10 @@ class PiecewiseLinear(Operator):
         """Where the slope changes, ascending: numbers, or tensors that broadcast against ``inputs[0]``."""
         raise TypeError(f"{type(self).__name__} does not define knots")
 
+    def outline(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...] | None:
+        """As the first input."""
+        return elementwise(self, inputs)
+
     def pull(self, pull: Any) -> tuple[Any, ...]:
         """The rescale rule, one bend after the other."""
         return tuple(pull.bends(self))
@@ -273,6 +284,10 @@ class Smooth(Operator):
             bound = torch.where((lower < kink) & (kink < upper), torch.inf, bound)
         return bound
 
+    def outline(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...] | None:
+        """As the first input."""
+        return elementwise(self, inputs)
+
     def inverse(self, y: Tensor) -> Tensor:
         """The ``x`` with ``f(x) = y``, for a :attr:`monotone` function; infinite beyond its range."""
         raise TypeError(f"{type(self).__name__} has no inverse")
@@ -302,6 +317,21 @@ class Product(Operator):
     def spread(self, live: Sequence[bool], *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """As :meth:`Affine.spread`, for the case that one input is live."""
         raise TypeError(f"{type(self).__name__} does not define spread")
+
+
+def blank(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A value without data."""
+    return torch.empty(tuple(shape), dtype=like.dtype, device="meta")
+
+
+def elementwise(operator: Operator, inputs: Sequence[Any]) -> tuple[Tensor, ...] | None:
+    """The outline of an operator on each element of its first input: one element tells what it does."""
+    x, *rest = inputs
+    if any(value is not None and value.numel() != 1 for value in rest):
+        return None
+    one = torch.zeros((1,) * x.ndim, dtype=x.dtype)
+    (result,) = operator.forward(one, *rest)
+    return (blank(result, x.shape),) if result.ndim == x.ndim and result.numel() == 1 else None
 
 
 class Discontinuous(Operator):

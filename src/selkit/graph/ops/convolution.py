@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selkit.graph.ops import windows
-from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute, register
+from selkit.graph.ops import kernels, windows
+from selkit.graph.ops.base import Kind, Operator, UnsupportedAttribute, blank, register
 
-CACHE = 2**20
-"""Bytes of unfolded input for each thread that are convolved at once."""
-
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
@@ -33,7 +28,7 @@ class _Convolution(Operator):
 
     def forward(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> tuple[Tensor, ...]:
         dims = w.ndim - 3
-        if dims not in _CONV:
+        if dims not in kernels.CONV:
             raise UnsupportedAttribute(f"{dims} spatial axes; 1, 2 and 3 are supported")
         if w.shape[0] == 1 and (b is None or b.shape[0] == 1):
             flat = self._apply(x.flatten(0, 1), w[0], None if b is None else b[0], dims)
@@ -62,6 +57,13 @@ def _sizes(low: Sequence[int], high: Sequence[int]) -> list[tuple[int, int]]:
     return [(0, 0), (0, 0), *zip(low, high, strict=True)]
 
 
+def _fits(x: Tensor, w: Tensor, b: Tensor | None, results: int, kernel: Sequence[int]) -> bool:
+    """Whether ranks, types and bias are those of a convolution."""
+    alike = x.ndim == w.ndim in (4, 5, 6) and x.dtype == w.dtype and x.is_floating_point()
+    named = not kernel or tuple(kernel) == tuple(w.shape[3:])
+    return alike and named and (b is None or (b.dtype == x.dtype and tuple(b.shape) == (1, results)))
+
+
 @register("Conv", since=(1, 11, 22))
 @dataclass(frozen=True)
 class Conv(_Convolution):
@@ -84,39 +86,38 @@ class Conv(_Convolution):
             group=(self.group,),
         )
 
-    def _apply(self, x: Tensor, w: Tensor, b: Tensor | None, dims: int) -> Tensor:
-        kernel = tuple(w.shape[2:])
-        if self.kernel_shape and self.kernel_shape != kernel:
-            raise UnsupportedAttribute(
-                f"kernel_shape={list(self.kernel_shape)}, but the weights have {kernel}"
-            )
-        placed = windows.place(
-            tuple(x.shape[2:]),
+    def outline(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> tuple[Tensor, ...] | None:
+        kernel = tuple(w.shape[3:])
+        if not _fits(x, w, b, w.shape[1], self.kernel_shape) or x.shape[2] != w.shape[2] * self.group:
+            return None
+        if w.shape[1] % self.group:
+            return None
+        return (blank(x, (*x.shape[:2], w.shape[1], *self._placed(x.shape[3:], kernel).sizes)),)
+
+    def _placed(self, grid: Sequence[int], kernel: tuple[int, ...]) -> windows.Windows:
+        return windows.place(
+            tuple(grid),
             kernel,
             strides=self.strides,
             pads=self.pads,
             dilations=self.dilations,
             auto_pad=self.auto_pad,
         )
+
+    def _apply(self, x: Tensor, w: Tensor, b: Tensor | None, dims: int) -> Tensor:
+        kernel = tuple(w.shape[2:])
+        if self.kernel_shape and self.kernel_shape != kernel:
+            raise UnsupportedAttribute(
+                f"kernel_shape={list(self.kernel_shape)}, but the weights have {kernel}"
+            )
+        placed = self._placed(x.shape[2:], kernel)
+        if kernels.slow(x):
+            return kernels.convolve(x, w, b, placed, self.group)
         padding = placed.begin
         if any(first != last for first, last in placed.pads):
             x = functional.pad(x, placed.padding)
             padding = (0,) * dims
-
-        def convolve(part: Tensor) -> Tensor:
-            return _CONV[dims](part, w, b, placed.strides, padding, placed.dilations, self.group)
-
-        # in float64 on the CPU torch unfolds the whole batch, which costs most where it leaves the cache
-        unfolded = 8 * x.shape[1] * math.prod(kernel) * math.prod(placed.sizes)
-        count = torch.get_num_threads() * max(1, CACHE // max(unfolded, 1))
-        if not x.is_cpu or x.dtype != torch.float64 or math.prod(kernel) == 1 or count >= len(x):
-            return convolve(x)
-        first = convolve(x[:count])
-        y = first.new_empty((len(x), *first.shape[1:]))
-        y[:count] = first
-        for start in range(count, len(x), count):
-            y[start : start + count] = convolve(x[start : start + count])
-        return y
+        return kernels.CONV[dims](x, w, b, placed.strides, padding, placed.dilations, self.group)
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
         """The transposed convolution; with stride 1 it is a convolution with flipped weights, and faster."""
@@ -127,14 +128,7 @@ class Conv(_Convolution):
             weights = (rows * pull.scale.reshape(shape)).reshape(weights.shape)
         kernel = tuple(weights.shape[2:])
         x = pull.x[0].shape
-        placed = windows.place(
-            x[2:],
-            kernel,
-            strides=self.strides,
-            pads=self.pads,
-            dilations=self.dilations,
-            auto_pad=self.auto_pad,
-        )
+        placed = self._placed(x[2:], kernel)
         extents = [d * (k - 1) for d, k in zip(placed.dilations, kernel, strict=True)]
         before = [e - b for e, b in zip(extents, placed.begin, strict=True)]
         after = [e - b for e, b in zip(extents, placed.end, strict=True)]
@@ -227,26 +221,50 @@ class ConvTranspose(_Convolution):
             placed.append((small if self.auto_pad == "SAME_UPPER" else total - small, target))
         return placed
 
-    def _apply(self, x: Tensor, w: Tensor, b: Tensor | None, dims: int) -> Tensor:
-        kernel = tuple(w.shape[2:])
-        if self.kernel_shape and self.kernel_shape != kernel:
-            raise UnsupportedAttribute(
-                f"kernel_shape={list(self.kernel_shape)}, but the weights say {kernel}"
-            )
+    def outline(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> tuple[Tensor, ...] | None:
+        results = w.shape[2] * self.group if w.ndim > 2 else 0
+        if not _fits(x, w, b, results, self.kernel_shape) or x.shape[2] != w.shape[1]:
+            return None
+        strides, _, extra, full = self._stamped(x.shape[3:], tuple(w.shape[3:]))
+        sizes = [size for _, size in self._place(x.shape[3:], full, strides)]
+        if (
+            x.shape[2] % self.group
+            or min(sizes) < 1
+            or any(e >= s for e, s in zip(extra, strides, strict=True))
+        ):
+            return None
+        return (blank(x, (*x.shape[:2], results, *sizes)),)
+
+    def _stamped(self, grid: Sequence[int], kernel: tuple[int, ...]) -> tuple[Any, Any, Any, list[int]]:
+        """Strides, dilations and padding of the result for each spatial axis, and its size, nothing cut."""
+        dims = len(grid)
         strides = windows.spatial(self.strides, dims, "strides")
         dilations = windows.spatial(self.dilations, dims, "dilations")
         extra = windows.spatial(self.output_padding, dims, "output_padding", default=0)
         full = [
             (length - 1) * stride + (width - 1) * dilation + 1 + more
             for length, stride, width, dilation, more in zip(
-                x.shape[2:], strides, kernel, dilations, extra, strict=True
+                grid, strides, kernel, dilations, extra, strict=True
             )
         ]
+        return strides, dilations, extra, full
+
+    def _apply(self, x: Tensor, w: Tensor, b: Tensor | None, dims: int) -> Tensor:
+        kernel = tuple(w.shape[2:])
+        if self.kernel_shape and self.kernel_shape != kernel:
+            raise UnsupportedAttribute(
+                f"kernel_shape={list(self.kernel_shape)}, but the weights say {kernel}"
+            )
+        strides, dilations, extra, full = self._stamped(x.shape[2:], kernel)
         placed = self._place(x.shape[2:], full, strides)
         missing = [max(first + size - has, 0) for (first, size), has in zip(placed, full, strict=True)]
         # positions that no window reaches are 0, plus the bias, which therefore comes last
         late = b if any(missing) else None
-        y = _TRANSPOSED[dims](x, w, None if late is not None else b, strides, 0, extra, self.group, dilations)
+        if self.group == x.shape[1] > 1 and kernels.slow(x):
+            y, late = kernels.transpose(x, w, full, strides, dilations), b
+        else:
+            soon = None if late is not None else b
+            y = _TRANSPOSED[dims](x, w, soon, strides, 0, extra, self.group, dilations)
         if any(missing):
             y = functional.pad(y, [side for more in reversed(missing) for side in (0, more)])
         for axis, (first, size) in enumerate(placed, start=2):

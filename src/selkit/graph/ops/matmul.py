@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selkit.graph.ops.base import Kind, Operator, Product, UnsupportedAttribute, align, broadcast, register
+from selkit.graph.ops.base import (
+    Kind,
+    Operator,
+    Product,
+    UnsupportedAttribute,
+    align,
+    blank,
+    broadcast,
+    register,
+)
 
 
 @register("MatMul", since=(1, 9, 13))
@@ -34,6 +43,15 @@ class MatMul(Product):
             y = torch.matmul(*align(a, b))
         y = y.squeeze(-1) if column else y
         return (y.squeeze(-1 if column else -2) if row else y,)
+
+    def outline(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...] | None:
+        if min(a.ndim, b.ndim) < 3 or a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
+            return None
+        try:
+            front = broadcast(a.shape[1:-2], b.shape[1:-2])
+        except ValueError:
+            return None
+        return (blank(a, (a.shape[0], *front, a.shape[-2], b.shape[-1])),)
 
     def pull(self, pull: Any) -> tuple[Any, ...]:
         """Each factor by the other's mean, transposed."""
