@@ -109,6 +109,7 @@ def run(options: Namespace, console: Console) -> Exit:
     from selkit.cli.tables import check_output, write_rows
     from selkit.explain import Explainer
     from selkit.inference.checkpoint import digest
+    from selkit.utils.journal import forget
 
     check_output(options.output, (".npy",))
     for path, suffixes in ((options.table, (".csv", ".json", ".jsonl")), (options.export, (".onnx",))):
@@ -124,7 +125,7 @@ def run(options: Namespace, console: Console) -> Exit:
         explainer.export(options.export)
     path = partial_path(options.output)
     if options.restart:
-        path.unlink(missing_ok=True)
+        forget(path)
     writer = Attributions(options.output.with_name(f"{path.name}.npy"), len(samples))
     key = digest(
         file_digest(options.model),

@@ -217,10 +217,12 @@ def _tested(
     options: Namespace,
     console: Console,
 ) -> RoiTable:
+    from selkit.utils.journal import forget
+
     path = None if options.output is None else _checkpoint(options)
     if path is not None:
         if options.restart:
-            path.unlink(missing_ok=True)
+            forget(path)
         if path.exists():
             console.say(f"continuing the run in {path}")
     images: Any = samples if references is None else Pairs(samples, references)
