@@ -16,9 +16,11 @@ from onnx import helper
 
 from selkit.bundle.description import Description
 from selkit.bundle.emitter import Array, as_array
+from selkit.bundle.seal import check
 from selkit.bundle.source import STANDARD
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.graph.files import Source, read
+from selkit.utils.arrays import as_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,7 +183,7 @@ class Bundle:
                 )
             return {}
         wanted = np.asarray(info.score.threshold, dtype=np.float64)
-        values = wanted if threshold is None else np.asarray(threshold, dtype=np.float64)
+        values = wanted if threshold is None else _numbers(threshold)
         if values.shape != wanted.shape:
             raise InvalidInputError(f"threshold has shape {values.shape}; this bundle takes {wanted.shape}")
         dtype = next(
@@ -190,6 +192,14 @@ class Bundle:
             if value.name == info.threshold
         )
         return {info.threshold: values.astype(dtype)}
+
+
+def _numbers(threshold: object) -> Array:
+    """Thresholds as numbers; infinity accepts all, or nothing."""
+    values = as_tensor(threshold, "threshold").double().cpu().numpy()
+    if np.isnan(values).any():
+        raise InvalidInputError("threshold is NaN; give a number, or one for each group or class")
+    return np.asarray(values)
 
 
 FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64}
@@ -236,7 +246,8 @@ def load_bundle(path: str | os.PathLike[str] | bytes) -> Bundle:
     strange = sorted({node.domain for node in proto.graph.node} - set(STANDARD))
     if strange:
         raise FileFormatError(f"{where} has operators of {strange}; a bundle has standard operators only")
-    content = proto.SerializeToString()
+    content = path if isinstance(path, bytes) else Path(path).read_bytes()
+    check(content, where)
     made = Bundle(content, description, None if isinstance(path, bytes) else Path(path))
     try:
         made.inputs  # noqa: B018 - opens the session, which checks the graph
