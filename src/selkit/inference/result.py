@@ -22,6 +22,7 @@ from selkit.inference.truncated import (
     median_unbiased,
     p_value,
 )
+from selkit.utils.text import p_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +173,6 @@ class RoiResult:
 
     def __str__(self) -> str:
         return (
-            f"stat {self.stat:.4f}, selective p-value {self.p_value:.4g} in [{self.inf_p:.4g}, "
-            f"{self.sup_p:.4g}], naive {self.naive_p_value():.4g}, region of {int(self.roi.sum())} pixels"
+            f"stat {self.stat:.4f}, selective p-value {p_text(self.p_value)} in [{self.inf_p:.4g}, "
+            f"{self.sup_p:.4g}], naive {p_text(self.naive_p_value())}, region of {int(self.roi.sum())} pixels"
         )
