@@ -45,7 +45,7 @@ def wrong_values() -> list[Any]:
     ]  # fmt: skip
 
 
-class TookTooLongError(Exception):
+class TookTooLongError(BaseException):
     """A call did not end in time."""
 
 

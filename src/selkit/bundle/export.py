@@ -28,6 +28,7 @@ from selkit.inference.hypotheses import Hypothesis
 from selkit.inference.roi import RoiTest
 from selkit.scores.base import UncertaintyScore
 from selkit.utils.atomic import write_bytes
+from selkit.utils.boundary import public
 from selkit.utils.checks import as_path
 
 ThresholdInput = Literal["optional", "required", "fixed"]
@@ -35,6 +36,7 @@ NAMES = ("threshold", "score", "selected", "score_map", "roi", "attribution", "t
 LARGEST = 2**31 - 1  # bytes in one file: protobuf counts in 32 bits
 
 
+@public
 def export_bundle(
     model: Source,
     *,

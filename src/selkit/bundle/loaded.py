@@ -21,6 +21,7 @@ from selkit.bundle.source import STANDARD
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.graph.files import Source, read
 from selkit.utils.arrays import as_tensor
+from selkit.utils.boundary import public
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +67,7 @@ class Bundle:
         What it was made of, as far as known.
     """
 
+    @public
     def __init__(
         self, content: bytes, description: Description, path: Path | None, origin: Origin | None = None
     ) -> None:
@@ -91,6 +93,7 @@ class Bundle:
     def _session(self) -> ort.InferenceSession:
         return session(self.content)
 
+    @public
     def run(
         self,
         x: Array | Tensor | Mapping[str, Array | Tensor] | Sequence[Array | Tensor],
@@ -120,6 +123,7 @@ class Bundle:
         feeds = named_inputs(self._model_inputs(), x)
         return run_pieces(self._session, feeds, self._limits(threshold))
 
+    @public
     def verify(
         self,
         x: Array | Tensor | Mapping[str, Array | Tensor] | Sequence[Array | Tensor],
@@ -214,6 +218,7 @@ TYPES = {
 }
 
 
+@public
 def load_bundle(path: str | os.PathLike[str] | bytes) -> Bundle:
     """Load what :func:`selkit.export_bundle` wrote.
 

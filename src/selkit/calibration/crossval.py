@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from selkit.errors import InvalidInputError
+from selkit.utils.boundary import public
 
 
+@public
 def cross_val_scores(
     estimator: Any, X: Any, y: Any = None, *, cv: Any = 5, groups: Any = None
 ) -> npt.NDArray[np.float64]:

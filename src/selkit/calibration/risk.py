@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from selkit.errors import InvalidInputError, NoGuaranteeError
 from selkit.utils.arrays import ArrayLike, as_vector, check_fraction
+from selkit.utils.boundary import public
 
 Vector = npt.NDArray[np.float64]
 Method: TypeAlias = Literal["ltt", "sgr"]
@@ -23,6 +24,7 @@ GRID = 128  # ranks that Learn-then-Test looks at, at most
 STARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # coverages where it begins
 
 
+@public
 def binomial_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> Vector:
     """p-value of "the risk is above ``risk``" for losses that are 0 or 1: the exact binomial tail.
 
@@ -48,6 +50,7 @@ def binomial_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> V
     return np.where(number > 0, result, 1.0)
 
 
+@public
 def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> Vector:
     """p-value of "the risk is above ``risk``" for losses in [0, 1] (Bates et al. 2021, "Distribution-free,
     risk-controlling prediction sets", theorem 5; Angelopoulos et al. 2021, "Learn then Test", eq. 6).
@@ -79,6 +82,7 @@ def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: fl
     return np.where(number > 0, np.minimum(1.0, np.minimum(hoeffding, bentkus)), 1.0)
 
 
+@public
 def risk_threshold(
     scores: ArrayLike,
     losses: ArrayLike,

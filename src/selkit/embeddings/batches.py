@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError
+from selkit.utils.boundary import public
 
 Key: TypeAlias = int | str | None
 
@@ -37,6 +38,7 @@ def _pick(batch: Any, key: int | str, argument: str) -> Any:
     raise InvalidInputError(f"{argument}={key!r} was given, but the batch is a {type(batch).__name__}")
 
 
+@public
 def input_of(batch: Any, key: Key = None) -> Any:
     """The part of a batch that the model takes.
 
@@ -75,6 +77,7 @@ def input_of(batch: Any, key: Key = None) -> Any:
     return batch
 
 
+@public
 def target_of(batch: Any, key: Key = None) -> Any:
     """The part of a batch that says what is true: labels or masks.
 

@@ -14,6 +14,7 @@ from selkit.embeddings.batches import Key, input_of, rows_of, take_rows, target_
 from selkit.embeddings.cache import FeatureCache
 from selkit.embeddings.sources import Pool, Source, Want, check_rows, source_of
 from selkit.errors import InvalidInputError
+from selkit.utils.boundary import public
 from selkit.utils.progress import track
 
 
@@ -73,6 +74,7 @@ def _rows_given(source: Source, inputs: Any) -> tuple[int | None, Exception | No
         return None, error
 
 
+@public
 def extract(
     model: Any,
     loader: Iterable[Any],

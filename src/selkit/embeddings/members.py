@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from selkit.embeddings.sources import TorchSource
 from selkit.errors import InvalidInputError
 from selkit.utils.arrays import check_count
+from selkit.utils.boundary import public
 
 
 class Ensemble(nn.Module):
@@ -29,6 +30,7 @@ class Ensemble(nn.Module):
     torch.Size([5, 3, 2])
     """
 
+    @public
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
         if len(models) < 2:
@@ -71,6 +73,7 @@ class MonteCarloDropout(nn.Module):
     torch.Size([5, 3, 8])
     """
 
+    @public
     def __init__(self, model: nn.Module, members: int = 20, seed: int = 0) -> None:
         super().__init__()
         check_count(members, "members", 2)

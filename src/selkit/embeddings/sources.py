@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from selkit.embeddings.batches import rows_of, to_device
 from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.boundary import public
 
 Want: TypeAlias = Literal["embedding", "logits"]
 Pool: TypeAlias = Literal["mean", "flatten", "tokens"] | Callable[[Tensor], Tensor] | None
@@ -104,6 +105,7 @@ class TorchSource:
         If there is no such layer, or the model has no ``embed`` and no layer is named.
     """
 
+    @public
     def __init__(
         self, model: nn.Module, want: Want = "embedding", *, layer: str | None = None, pool: Pool = None
     ) -> None:
@@ -184,6 +186,7 @@ def _find_layer(model: nn.Module, layer: str) -> nn.Module:
     )
 
 
+@public
 def source_of(model: Any, want: Want = "embedding", *, layer: str | None = None, pool: Pool = None) -> Source:
     """The source that fits a model: a torch module, or an ONNX file, model or bytes; a source is its own.
 

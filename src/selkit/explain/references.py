@@ -14,6 +14,7 @@ from torch import Tensor
 from selkit.embeddings.batches import Key, input_of
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.utils.arrays import as_tensor, check_count
+from selkit.utils.boundary import public
 
 Shape: TypeAlias = tuple[int | None, ...]
 
@@ -60,6 +61,7 @@ def read_array(
     return array
 
 
+@public
 def read_references(
     references: object,
     shape: Shape | None = None,
@@ -138,6 +140,7 @@ def summarize(
 ) -> tuple[NDArray[Any], NDArray[np.float64]]: ...
 
 
+@public
 def summarize(
     references: object, k: int, *, seed: int = 0, key: Key = None, weights: bool = False
 ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.float64]]:

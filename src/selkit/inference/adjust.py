@@ -11,6 +11,7 @@ from scipy.stats import false_discovery_control
 from selkit import calibration
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.utils.arrays import check_fraction
+from selkit.utils.boundary import public
 
 Method: TypeAlias = Literal["bh", "by", "bonferroni", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -61,6 +62,7 @@ def adjusted_p_values(p_values: ArrayLike, method: Method = "bh") -> Floats:
     return result
 
 
+@public
 def benjamini_hochberg(p_values: ArrayLike, alpha: float) -> Flags:
     """Which hypotheses to reject so that the false discovery rate is at most ``alpha``.
 
@@ -95,6 +97,7 @@ def benjamini_hochberg(p_values: ArrayLike, alpha: float) -> Flags:
     return rejected
 
 
+@public
 def benjamini_yekutieli(p_values: ArrayLike, alpha: float) -> Flags:
     """Which hypotheses to reject so that the false discovery rate is at most ``alpha``, however the
     p-values depend on each other (Benjamini & Yekutieli 2001, theorem 1.3).

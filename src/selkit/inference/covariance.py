@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.signal import fftconvolve
 
 from selkit.errors import InvalidInputError
+from selkit.utils.boundary import public
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -38,6 +39,7 @@ class Stationary:
             raise InvalidInputError("kernel must be positive in its middle: that is the variance")
         object.__setattr__(self, "kernel", kernel)
 
+    @public
     def times(self, vector: Array) -> Array:
         """Return the covariance matrix times an image."""
         kernel = np.asarray(self.kernel)

@@ -16,6 +16,7 @@ from scipy.ndimage import maximum_filter
 from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError
 from selkit.inference.postprocess import PostProcess
 from selkit.inference.regions import Region
+from selkit.utils.boundary import checked_fields
 
 Pixels = NDArray[np.bool_]
 
@@ -122,6 +123,7 @@ def mean_difference(first: Pixels, second: Pixels, shape: tuple[int, ...]) -> ND
     return np.asarray(one / one.sum() - two / two.sum(), dtype=np.float64)
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class BackMeanDiff(Hypothesis):
     """The mean inside the region minus the mean of everything outside it.
@@ -148,6 +150,7 @@ class BackMeanDiff(Hypothesis):
         return Contrast(mean_difference(roi, outside, shape), outside)
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class NeighborMeanDiff(Hypothesis):
     """The mean inside the region minus the mean of its neighbourhood.
@@ -186,6 +189,7 @@ class NeighborMeanDiff(Hypothesis):
         return Contrast(mean_difference(roi, ring, shape), ring)
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class ReferenceMeanDiff(Hypothesis):
     """The mean inside the region minus the mean of the same region in a reference image.

@@ -20,6 +20,7 @@ from scipy.stats import norm
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.inference.covariance import Stationary
 from selkit.utils.arrays import check_count, check_fraction
+from selkit.utils.boundary import public
 
 Floats: TypeAlias = NDArray[np.float64]
 VarianceMethod: TypeAlias = Literal["moments", "mad", "differences"]
@@ -32,6 +33,7 @@ PADDING = 4
 """A kernel's spectrum is looked at on a grid this many times its side."""
 
 
+@public
 def estimate_variance(
     images: ArrayLike | Sequence[ArrayLike],
     background: ArrayLike | None = None,
@@ -142,6 +144,7 @@ def _differences(stack: Floats, usable: NDArray[np.bool_], rank: int) -> Floats:
     return np.asarray(values[inside] / np.sqrt(np.sum(kernel**2)))
 
 
+@public
 def estimate_stationary(
     noise_images: ArrayLike | Sequence[ArrayLike],
     radius: int | Sequence[int],
@@ -253,6 +256,7 @@ def _nearest_covariance(kernel: Floats, steps: int = 200) -> Floats:
     return current
 
 
+@public
 def estimate_covariance(
     noise_images: ArrayLike | Sequence[ArrayLike],
     *,

@@ -12,6 +12,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.inference.intervals import Intervals
 from selkit.inference.result import RoiResult
 from selkit.utils.arrays import as_tensor, check_count, check_fraction
+from selkit.utils.boundary import public
 from selkit.utils.checks import given, integer
 from selkit.utils.figures import axes
 from selkit.utils.text import p_text
@@ -26,6 +27,7 @@ REACH, BEYOND = 4.5, 1.5
 """How many standard deviations :func:`plot_line` shows around the null value, and beyond the observation."""
 
 
+@public
 def plot_p_values(p: ArrayLike, *, bins: int = 20, ax: Axes | None = None) -> Axes:
     """Draw a histogram of p-values, with the density that they have where nothing is there: uniform.
 
@@ -67,6 +69,7 @@ def plot_p_values(p: ArrayLike, *, bins: int = 20, ax: Axes | None = None) -> Ax
     return ax
 
 
+@public
 def plot_qq(p: ArrayLike, *, confidence: float = 0.95, ax: Axes | None = None) -> Axes:
     """Draw sorted p-values against the quantiles of the uniform distribution.
 
@@ -124,6 +127,7 @@ def plot_qq(p: ArrayLike, *, confidence: float = 0.95, ax: Axes | None = None) -
     return ax
 
 
+@public
 def plot_region(image: ArrayLike, result: RoiResult, *, channel: int = 0, ax: Axes | None = None) -> Axes:
     """Draw an image and the outline of the region that was tested, with its p-value.
 
@@ -176,6 +180,7 @@ def plot_region(image: ArrayLike, result: RoiResult, *, channel: int = 0, ax: Ax
     return ax
 
 
+@public
 def plot_line(result: RoiResult, *, points: int = 1000, ax: Axes | None = None) -> Axes:
     """Draw the null distribution of the contrast, the truncation set, and where the observation lies.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from selkit.errors import InvalidInputError
 from selkit.graph.ops.base import find, versions
 from selkit.graph.program import Program
+from selkit.utils.boundary import checked_fields
 
 
 class Builder:
@@ -143,6 +144,7 @@ def _check_kernel(size: int) -> None:
         raise InvalidInputError(f"kernel_size is {size}; it must be odd and positive")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class AverageFilter(PostProcess):
     """The mean over a window around each pixel, zeros outside the map.
@@ -163,6 +165,7 @@ class AverageFilter(PostProcess):
         return _filter(g, score, torch.ones(self.kernel_size, dtype=torch.float64))
 
 
+@checked_fields
 @dataclass(frozen=True)
 class GaussianFilter(PostProcess):
     """A Gaussian-weighted mean over a window around each pixel, zeros outside the map.

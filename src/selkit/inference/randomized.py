@@ -19,6 +19,7 @@ from selkit.errors import InvalidInputError
 from selkit.inference.inputs import Array, read_inputs
 from selkit.inference.result import RoiResult
 from selkit.inference.truncated import Alternative, Normal, logsumexp
+from selkit.utils.boundary import public
 
 if TYPE_CHECKING:
     from selkit.inference.acceptance.given import Acceptance
@@ -60,6 +61,7 @@ class RandomizedResult:
         """The region, selected on the noisy image."""
         return self.selection.roi
 
+    @public
     def confidence_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Selective confidence interval of the contrast, in the input's units.
 

@@ -22,6 +22,7 @@ from selkit.inference.truncated import (
     median_unbiased,
     p_value,
 )
+from selkit.utils.boundary import public
 from selkit.utils.text import p_text
 
 
@@ -97,6 +98,7 @@ class RoiResult:
         """The standardised statistic ``stat / scale``."""
         return self.stat / self.scale
 
+    @public
     def image_at(self, values: ArrayLike) -> NDArray[np.float64]:
         """Return the image whose contrast has been moved to each of ``values``.
 
@@ -118,6 +120,7 @@ class RoiResult:
         """The p-value of a test that ignores that the data chose the region; it is too small."""
         return p_value(self.distribution, self.z_score, self.distribution.support, self.alternative)
 
+    @public
     def bonferroni_p_value(self, log_num_comparisons: float | None = None) -> float:
         """The naive p-value times the number of regions that could have been chosen.
 
@@ -130,6 +133,7 @@ class RoiResult:
         naive = self.naive_p_value()
         return float(min(1.0, np.exp(min(0.0, np.log(naive) + count)))) if naive > 0 else 0.0
 
+    @public
     def confidence_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Selective confidence interval of the contrast, in the input's units.
 
@@ -140,6 +144,7 @@ class RoiResult:
         lower, upper = confidence_interval(self.z_score, self.truncated_intervals / self.scale, confidence)
         return lower * self.scale, upper * self.scale
 
+    @public
     def estimate(self, method: str = "median") -> float:
         """Selective point estimate of the contrast, in the input's units.
 

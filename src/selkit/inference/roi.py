@@ -28,8 +28,10 @@ from selkit.inference.single import Options, check_region
 from selkit.inference.table import RoiTable
 from selkit.inference.truncated import Alternative, check_alternative
 from selkit.scores import UncertaintyScore
+from selkit.utils.boundary import public
 
 
+@public
 def load(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     hypothesis: Hypothesis,
@@ -94,6 +96,7 @@ class RoiTest:
         See :func:`load`.
     """
 
+    @public
     def __init__(
         self,
         graph: Graph,
@@ -125,6 +128,7 @@ class RoiTest:
         """Leave out the compiled programs, which a copy makes anew."""
         return {**self.__dict__, "_compiled": None, "_accepting": EventCache()}
 
+    @public
     def inference(
         self,
         x: Array | Sequence[Array],
@@ -198,6 +202,7 @@ class RoiTest:
         options = self._options(selection, goal, alternative, null_value, accepted)
         return self._test(selection, selection.roi, var, options)
 
+    @public
     def inference_components(
         self,
         x: Array | Sequence[Array],
@@ -242,6 +247,7 @@ class RoiTest:
         labels, count = label(selection.roi)
         return [self._test(selection, labels == place, var, options) for place in range(1, count + 1)]
 
+    @public
     def inference_randomized(
         self,
         x: Array,
@@ -294,6 +300,7 @@ class RoiTest:
             accepted_by=as_acceptance(accepted_by, embedding),
         )
 
+    @public
     def inference_batch(self, images: Iterable[Any], var: Any = None, **options: Any) -> RoiTable:
         """Test many images, in parallel and with a progress bar.
 
@@ -322,6 +329,7 @@ class RoiTest:
         event = None if accepted is None else self._accepting.event(accepted, self, selection.inputs)
         return Options(goal, check_alternative(alternative), null_value, event)
 
+    @public
     def select(self, x: Array | Sequence[Array], mask: Array | None = None) -> Selection:
         """Return the region that the model selects.
 

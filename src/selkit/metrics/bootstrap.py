@@ -12,8 +12,10 @@ from selkit.metrics.curve import RiskCoverage
 from selkit.metrics.functional import as_vector_tensor, check_pair, check_values
 from selkit.metrics.summary import check_points, summarize
 from selkit.utils.arrays import ArrayLike
+from selkit.utils.boundary import public
 
 
+@public
 def bootstrap_risk_coverage(
     score: ArrayLike,
     loss: ArrayLike,

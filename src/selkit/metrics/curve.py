@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selkit.errors import InvalidInputError, MissingExtraError
 from selkit.metrics import blocks
+from selkit.utils.boundary import public
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,6 +122,7 @@ class RiskCoverage:
         """:attr:`risk` minus :attr:`reference`, ``(M,)``."""
         return self.risk - self.reference
 
+    @public
     def expected_risk(self, coverage: Tensor) -> Tensor:
         """Risk of accepting a given fraction of the samples, tied ones in a random order.
 
@@ -212,6 +214,7 @@ class RiskCoverage:
         """The area under :attr:`excess`."""
         return self.excess_aurc if self.risk_type == "selective" else self.excess_augrc
 
+    @public
     def index_at_coverage(self, coverage: float) -> int:
         """Position of the lowest threshold that accepts at least this fraction.
 
@@ -224,6 +227,7 @@ class RiskCoverage:
         needed = max(1, math.ceil(wanted - 1e-9 * self.n))  # 0.7 * 10 is 7, not 8
         return int(torch.searchsorted(self.accepted, needed))
 
+    @public
     def risk_at_coverage(self, coverage: float) -> Tensor:
         """Selective risk at the lowest threshold that accepts at least this fraction.
 
@@ -244,6 +248,7 @@ class RiskCoverage:
         """
         return self.selective_risk[self.index_at_coverage(coverage)]
 
+    @public
     def coverage_at_risk(self, risk: float) -> Tensor:
         """The largest coverage whose selective risk is at most ``risk``.
 
@@ -269,6 +274,7 @@ class RiskCoverage:
         good = self.loss_sum <= risk * self.accepted + slack
         return torch.where(good, self.coverage, 0.0).max()
 
+    @public
     def plot(
         self,
         empirical: bool = True,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError
+from selkit.utils.boundary import public
 
 
 def _same_rows(preds: Tensor, target: Tensor) -> None:
@@ -34,6 +35,7 @@ def has_class_labels(preds: Tensor, target: Tensor) -> bool:
     return target_ndim == 1 and preds_ndim in ((1, 2) if preds.is_floating_point() else (1,))
 
 
+@public
 def zero_one_loss(preds: Tensor, target: Tensor) -> Tensor:
     """1 where the predicted class is wrong, else 0.
 
@@ -83,6 +85,7 @@ def zero_one_loss(preds: Tensor, target: Tensor) -> Tensor:
     return (preds.long() != target).float()
 
 
+@public
 def absolute_error(preds: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of each sample.
 
@@ -110,6 +113,7 @@ def absolute_error(preds: Tensor, target: Tensor) -> Tensor:
     return (preds.float() - target.float()).abs().mean(1)
 
 
+@public
 def squared_error(preds: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference of each sample.
 
@@ -137,6 +141,7 @@ def squared_error(preds: Tensor, target: Tensor) -> Tensor:
     return (preds.float() - target.float()).square().mean(1)
 
 
+@public
 def dice_loss(preds: Tensor, target: Tensor) -> Tensor:
     """One minus the Dice coefficient of each sample's binary masks, ``2 |A and B| / (|A| + |B|)``.
 

@@ -18,6 +18,7 @@ from selkit.metrics.functional import as_vector_tensor, check_pair, risk_coverag
 from selkit.metrics.gather import gather_tensors
 from selkit.metrics.losses import zero_one_loss
 from selkit.metrics.summary import check_points, names_of, summarize
+from selkit.utils.boundary import public
 
 _PENDING = 1024  # appended tensors that are joined into one, so that small batches leave no long list
 
@@ -81,6 +82,7 @@ class RiskCoverageMetric(Metric):
     loss_low: Tensor
     loss_high: Tensor
 
+    @public
     def __init__(
         self,
         risk: str = "selective",
@@ -147,6 +149,7 @@ class RiskCoverageMetric(Metric):
         """Keep the dtypes of the states: sums and counts need theirs."""
         return self
 
+    @public
     def update(self, *args: Tensor, **kwargs: Tensor) -> None:
         """Add a batch.
 
@@ -290,6 +293,7 @@ class RiskCoverageMetric(Metric):
         super().reset()
         self._last_curve = None
 
+    @public
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
         """Draw :meth:`get_curve`; arguments as for :meth:`RiskCoverage.plot`.
 

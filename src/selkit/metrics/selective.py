@@ -13,6 +13,7 @@ from torchmetrics import Metric, MetricCollection
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics.gather import gather_tensors
+from selkit.utils.boundary import public
 
 SCOPES = ("full", "selected", "rejected")
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -110,6 +111,7 @@ class SelectiveMetric(Metric):
     rejected: MetricCollection
     count: Tensor
 
+    @public
     def __init__(
         self,
         base: Metric | MetricCollection,
@@ -131,6 +133,7 @@ class SelectiveMetric(Metric):
         ]
         self.add_state("count", default=torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
 
+    @public
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Add a batch.
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from selkit.utils.boundary import public
+
 if TYPE_CHECKING:
     from selkit.utils.arrays import ArrayLike
 
 Floats = NDArray[np.float64]
 
 
+@public
 def risk_coverage_interval(
     score: ArrayLike,
     loss: ArrayLike,

@@ -25,11 +25,13 @@ from selkit.report.tables import (
     p_value_counts,
 )
 from selkit.report.text import change_text, decimal, number, p_text, plain
+from selkit.utils.boundary import public
 
 if TYPE_CHECKING:
     import jinja2
 
 
+@public
 def write_report(path: str | Path, report: Report, *, max_megabytes: float = 24.0) -> Path:
     """Write a report as one HTML page that needs nothing else.
 

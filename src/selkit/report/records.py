@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.report.check import as_attribution, as_curve, as_image, as_region
+from selkit.utils.boundary import checked_fields
 
 if TYPE_CHECKING:
     from selkit.inference.adjust import Method
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Sample:
     """One judged input.
@@ -132,6 +134,7 @@ class HasCurve(Protocol):
         """The risk at each."""
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Curve:
     """Risk against coverage, each field ``(n,)``.
@@ -150,6 +153,7 @@ class Curve:
     upper: NDArray[np.float64] | None = None
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Report:
     """Everything that one page shows; what is left out is not drawn.

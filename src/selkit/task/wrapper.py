@@ -22,6 +22,7 @@ from selkit.task.outputs import Columns, gather, to_cpu
 from selkit.task.regions import RegionResults, RegionTest, run_tests
 from selkit.task.report import SelectionReport, check_loss, scalars
 from selkit.task.rows import RowCounter, counter_of
+from selkit.utils.boundary import public
 
 
 class SelectiveInferenceTask(LightningModule):
@@ -107,6 +108,7 @@ class SelectiveInferenceTask(LightningModule):
     {'predictions': tensor([1, 1]), 'score': tensor([ 0.7071, 12.7279]), 'selected': tensor([ True, False])}
     """
 
+    @public
     def __init__(
         self,
         task: nn.Module,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.task.outputs import Columns, join, take
+from selkit.utils.boundary import public
 
 FORMAT = "selkit-predictions-1"
 
@@ -47,6 +48,7 @@ class PredictionWriter(BasePredictionWriter):
     'predictions'
     """
 
+    @public
     def __init__(
         self, directory: str | Path, *, part_bytes: int = 64 * 2**20, overwrite: bool = False
     ) -> None:
@@ -148,6 +150,7 @@ def _files(directory: Path) -> list[Path]:
     return sorted(directory.glob("loader*-rank*-part*.safetensors"))
 
 
+@public
 def iter_predictions(directory: str | Path, loader: int = 0) -> Iterator[Columns]:
     """The written parts of one loader, one after the other.
 
@@ -187,6 +190,7 @@ def iter_predictions(directory: str | Path, loader: int = 0) -> Iterator[Columns
         yield columns
 
 
+@public
 def read_predictions(directory: str | Path, loader: int = 0) -> Columns:
     """All predictions of one loader, in the order of its data set.
 
