@@ -73,4 +73,4 @@ def allowed(error: BaseException) -> bool:
     """Whether a user may see this: an error of selkit, or what the operating system says of a file."""
     if isinstance(error, SelkitError):
         return True
-    return isinstance(error, OSError) and error.errno is not None and type(error).__module__ == "builtins"
+    return isinstance(error, OSError) and type(error).__module__ == "builtins"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selkit.errors import InvalidInputError, NoGuaranteeError
-from selkit.utils.arrays import ArrayLike, as_vector, check_fraction
+from selkit.utils.arrays import ArrayLike, as_tensor, as_vector, check_fraction
 from selkit.utils.boundary import public
 
 Vector = npt.NDArray[np.float64]
@@ -22,6 +22,20 @@ Method: TypeAlias = Literal["ltt", "sgr"]
 
 GRID = 128  # ranks that Learn-then-Test looks at, at most
 STARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # coverages where it begins
+
+
+def _pair(mean: npt.ArrayLike, count: npt.ArrayLike) -> tuple[Vector, Vector]:
+    """Means and counts as arrays that go together."""
+    observed, number = (
+        as_tensor(values, name).double().cpu().numpy() for values, name in ((mean, "mean"), (count, "count"))
+    )
+    try:
+        np.broadcast_shapes(observed.shape, number.shape)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"mean has shape {observed.shape} and count {number.shape}; give one count for each mean"
+        ) from error
+    return observed, number
 
 
 @public
@@ -44,8 +58,8 @@ def binomial_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> V
     """
     from scipy import stats  # half a second, which importing a score should not cost
 
-    number = np.asarray(count, dtype=float)
-    errors = np.rint(np.asarray(mean, dtype=float) * number)
+    observed, number = _pair(mean, count)
+    errors = np.rint(observed * number)
     result: Vector = np.asarray(stats.binom.cdf(errors, number, risk), dtype=float)
     return np.where(number > 0, result, 1.0)
 
@@ -70,8 +84,7 @@ def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: fl
     """
     from scipy import stats
 
-    number = np.asarray(count, dtype=float)
-    observed = np.asarray(mean, dtype=float)
+    observed, number = _pair(mean, count)
     below = np.minimum(observed, risk)
     with np.errstate(divide="ignore", invalid="ignore"):
         first = np.where(below > 0, below * np.log(below / risk), 0.0)

@@ -15,6 +15,7 @@ from selkit.embeddings.batches import Key, input_of
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.utils.arrays import as_tensor, check_count
 from selkit.utils.boundary import public
+from selkit.utils.checks import given
 
 Shape: TypeAlias = tuple[int | None, ...]
 
@@ -229,6 +230,10 @@ def _batches(
 def _floating(values: object, dtype: DTypeLike | None, name: str) -> NDArray[Any]:
     """The numbers in the model's type; what is not floating is refused."""
     try:
+        wanted = None if dtype is None else np.dtype(dtype)
+    except TypeError as error:
+        raise InvalidTypeError(f"dtype must be a type of NumPy; got {given(dtype)}") from error
+    try:
         tensor = as_tensor(values, name)
     except InvalidInputError:
         raise
@@ -239,7 +244,7 @@ def _floating(values: object, dtype: DTypeLike | None, name: str) -> NDArray[Any
             f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; the model takes "
             f"{np.dtype(dtype or np.float32).name}. Convert it as the model's inputs are, scaling included"
         )
-    kind = np.dtype(dtype or (np.float64 if tensor.dtype == torch.float64 else np.float32))
+    kind = wanted or np.dtype(np.float64 if tensor.dtype == torch.float64 else np.float32)
     array = (tensor if tensor.dtype == torch.float64 else tensor.float()).cpu().numpy()
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
         return np.ascontiguousarray(array.astype(kind, copy=False)).reshape(array.shape)

@@ -10,7 +10,7 @@ from scipy.stats import false_discovery_control
 
 from selkit import calibration
 from selkit.errors import InvalidInputError, InvalidTypeError
-from selkit.utils.arrays import check_fraction
+from selkit.utils.arrays import as_tensor, check_fraction
 from selkit.utils.boundary import public
 
 Method: TypeAlias = Literal["bh", "by", "bonferroni", "none"]
@@ -162,8 +162,8 @@ def rejected(p_values: ArrayLike, alpha: float, method: Method = "bh") -> Flags:
 def _checked(p_values: ArrayLike) -> tuple[Floats, Flags]:
     """Return the p-values, and which of them are not NaN."""
     try:
-        values = np.asarray(p_values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        values = as_tensor(p_values, "p_values").double().cpu().numpy()
+    except InvalidTypeError as error:
         raise InvalidTypeError(f"p_values must be numbers, one for each hypothesis: {error}") from error
     if values.ndim != 1:
         raise InvalidInputError(

@@ -247,7 +247,7 @@ def _result(result: object) -> RoiResult:
 
 
 def _p_values(p: ArrayLike) -> NDArray[np.float64]:
-    values = as_tensor(p, "p").double().cpu().numpy().reshape(-1)
+    values: NDArray[np.float64] = as_tensor(p, "p").double().cpu().numpy().reshape(-1)
     values = values[~np.isnan(values)]
     if not len(values):
         raise InvalidInputError("p has no p-value; give at least one that is not NaN")

@@ -16,6 +16,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.graph import Graph
 from selkit.inference.acceptance.build import EventCache
 from selkit.inference.acceptance.given import Acceptance, as_acceptance
+from selkit.inference.covariance import check_var
 from selkit.inference.hypotheses import Hypothesis, ReferenceMeanDiff
 from selkit.inference.inputs import Array, read_inputs
 from selkit.inference.multiple import inference_batch
@@ -29,6 +30,7 @@ from selkit.inference.table import RoiTable
 from selkit.inference.truncated import Alternative, check_alternative
 from selkit.scores import UncertaintyScore
 from selkit.utils.boundary import public
+from selkit.utils.checks import given, instance
 
 
 @public
@@ -83,6 +85,13 @@ def load(
     return RoiTest(Graph.load(model), hypothesis, var=var, seed=seed, device=device)
 
 
+def _device(device: object) -> torch.device:
+    try:
+        return torch.device(device)  # type: ignore[call-overload, no-any-return]
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(f"device must be one that torch knows; got {given(device)}") from error
+
+
 class RoiTest:
     """A model and a hypothesis, ready to test images.
 
@@ -106,6 +115,7 @@ class RoiTest:
         seed: int | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
+        instance(graph, "graph", Graph, "a selkit.graph.Graph")
         if not isinstance(hypothesis, Hypothesis):
             raise InvalidTypeError(
                 f"hypothesis is a {type(hypothesis).__name__}; give an instance of a selkit hypothesis, "
@@ -119,8 +129,10 @@ class RoiTest:
                 kind = "input" if name == "i_idx" else "output"
                 listed = ", ".join(f"{place}: {value.name}" for place, value in enumerate(values))
                 raise InvalidInputError(f"{name} is {index}; the model's {kind}s are {listed}")
+        if var is not None:
+            check_var(var)
         self.graph, self.hypothesis = graph, hypothesis
-        self.var, self.seed, self.device = var, seed, torch.device(device)
+        self.var, self.seed, self.device = var, seed, _device(device)
         self._compiled: tuple[object, ScoreMap] | None = None
         self._accepting = EventCache()
 

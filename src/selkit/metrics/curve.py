@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from selkit.errors import InvalidInputError, MissingExtraError
+from selkit.errors import InvalidInputError
 from selkit.metrics import blocks
 from selkit.utils.boundary import public
+from selkit.utils.figures import axes, lone_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -312,14 +313,9 @@ class RiskCoverage:
         wanted = {"empirical": empirical, "reference": reference, "excess": excess}
         if not any(wanted.values()):
             raise InvalidInputError("nothing to plot: set one of empirical, reference, excess to True")
-        try:
-            from matplotlib.figure import Figure as NewFigure
-        except ImportError as error:
-            raise MissingExtraError(
-                "plots need matplotlib; install it with: pip install 'selkit[report]'"
-            ) from error
         if ax is None:
-            ax = NewFigure(figsize=(6.4, 4.4), layout="constrained").add_subplot()
+            ax = lone_axes()
+        ax = axes(ax)
         at = self._plot_coverages(max_points)
         mine = self.expected_risk(at)
         best = self._risk_of(self.best_accepted, self.best_loss_sum, at * self.n)

@@ -13,6 +13,7 @@ from torchmetrics import Metric, MetricCollection
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics.gather import gather_tensors
+from selkit.utils.arrays import as_tensor
 from selkit.utils.boundary import public
 
 SCOPES = ("full", "selected", "rejected")
@@ -174,7 +175,13 @@ class SelectiveMetric(Metric):
                 continue
             mine = values if index is None or n == len(mask) else [_rows(v, index, len(mask)) for v in values]
             named = dict(zip(kwargs, mine[len(args) :], strict=True))
-            getattr(self, scope).update(*mine[: len(args)], **named)
+            try:
+                getattr(self, scope).update(*mine[: len(args)], **named)
+            # a metric of another library refuses what it does not take in its own words
+            except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+                raise InvalidInputError(
+                    f"{type(getattr(self, scope)).__name__} does not take these values: {error}"
+                ) from error
 
     def _refuse_logits(self, preds: Any) -> None:
         if not isinstance(preds, Tensor) or not preds.is_floating_point() or not preds.numel():
@@ -244,7 +251,7 @@ class SelectiveMetric(Metric):
 
 
 def _as_mask(selected: Any) -> Tensor:
-    mask = torch.as_tensor(selected)
+    mask = as_tensor(selected, "selected")
     if mask.ndim == 2 and mask.shape[1] == 1:
         mask = mask[:, 0]
     if mask.ndim != 1:

@@ -16,6 +16,7 @@ from torch import Tensor
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.task.outputs import Columns, join, take
 from selkit.utils.boundary import public
+from selkit.utils.checks import as_path
 
 FORMAT = "selkit-predictions-1"
 
@@ -175,7 +176,9 @@ def iter_predictions(directory: str | Path, loader: int = 0) -> Iterator[Columns
     """
     from safetensors import SafetensorError, safe_open
 
-    paths = [path for path in _files(Path(directory)) if path.name.startswith(f"loader{loader}-")]
+    paths = [
+        path for path in _files(as_path(directory, "directory")) if path.name.startswith(f"loader{loader}-")
+    ]
     if not paths:
         raise InvalidInputError(f"{directory} holds no predictions of loader {loader}")
     for path in paths:

@@ -22,13 +22,15 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import numpy as np
 import torch
 
-from selkit.errors import InvalidInputError, InvalidTypeError, SelkitError
+from selkit.errors import InvalidInputError, InvalidTypeError, NotAvailableError, SelkitError
 from selkit.utils.checks import as_path, given
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ARRAYS = re.compile(r"ArrayLike|NDArray|\bTensor\b|\bArray\b|\bFloats\b|\bVector\b")
-_SCALAR = re.compile(r"(bool|int|float|str)( \| (bool|int|float|str|None))*")
+_SCALAR = re.compile(
+    r"(bool|int|float|str)( \| (bool|int|float|str|None))*|Mapping\[.*\]|Sequence\[(str|Sample)\]"
+)
 _LARGE = 2**63
 _TRACED = frozenset({"forward", "extra_repr", "keep"})
 """What torch may trace, or nobody gets wrong."""
@@ -67,6 +69,8 @@ def public(function: F) -> F:
         except (SelkitError, OSError):
             raise
         except Exception as error:
+            if type(error).__name__ == "UnsupportedAttribute":  # of selkit.graph, found while a model runs
+                raise NotAvailableError(f"the model cannot be run on this input: {error}") from error
             if not signature:
                 signature.append(inspect.signature(function))
             found = explain(function, signature[0], args, kwargs)
@@ -187,7 +191,7 @@ def _array_misfit(name: str, value: Any, text: str) -> SelkitError | None:
     return None
 
 
-def fits(value: Any, annotation: Any) -> bool:  # noqa: C901, PLR0911 - one line for each kind of annotation
+def fits(value: Any, annotation: Any) -> bool:  # noqa: PLR0911 - one line for each kind of annotation
     """Whether a value is what an annotation says; true where that is not known."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation in (Any, object, inspect.Parameter.empty) or isinstance(annotation, TypeVar):
@@ -207,10 +211,18 @@ def fits(value: Any, annotation: Any) -> bool:  # noqa: C901, PLR0911 - one line
     kind: Any = origin or annotation
     if not isinstance(kind, type):
         return True
+    return _is_one(value, kind, inner)
+
+
+def _is_one(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
+    """Whether a value is an instance of a class, and its parts of theirs."""
     if isinstance(value, str) and kind in (Sequence, Collection, Iterable):
         return False
-    if not isinstance(value, kind):
-        return False
+    try:
+        if not isinstance(value, kind):
+            return False
+    except TypeError:  # protocols and typed dictionaries cannot be asked
+        return True
     if kind in (Sequence, list, set, frozenset) and inner:
         return all(fits(one, inner[0]) for one in value)
     if kind is Mapping and len(inner) == 2:
@@ -260,8 +272,7 @@ def _of_type(value: Any, annotation: Any) -> bool:
         return any(type(value) is type(one) for one in inner)
     if annotation in (int, float):
         return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    kind = origin or annotation
-    return isinstance(kind, type) and isinstance(value, kind)
+    return annotation is str and isinstance(value, str)
 
 
 def describe(annotation: Any) -> str:

@@ -7,6 +7,17 @@ from typing import Any
 from selkit.errors import InvalidTypeError, MissingExtraError
 from selkit.utils.checks import given
 
+_MISSING = "plots need matplotlib; install it with: pip install 'selkit[report]'"
+
+
+def lone_axes(size: tuple[float, float] = (6.4, 4.4)) -> Any:
+    """Axes of a figure that is returned itself: notebooks show it once, as the value of a cell."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(_MISSING) from error
+    return Figure(figsize=size, layout="constrained").add_subplot()
+
 
 def axes(ax: Any = None, size: tuple[float, float] = (6.4, 4.4)) -> Any:
     """The given axes, or those of a new figure of pyplot.
@@ -28,9 +39,7 @@ def axes(ax: Any = None, size: tuple[float, float] = (6.4, 4.4)) -> Any:
     try:
         from matplotlib.axes import Axes
     except ImportError as error:
-        raise MissingExtraError(
-            "plots need matplotlib; install it with: pip install 'selkit[report]'"
-        ) from error
+        raise MissingExtraError(_MISSING) from error
     if ax is None:
         from matplotlib import pyplot as plt
 
