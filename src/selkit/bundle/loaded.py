@@ -22,6 +22,7 @@ from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.graph.files import Source, read
 from selkit.utils.arrays import as_tensor
 from selkit.utils.boundary import public
+from selkit.utils.checks import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,6 +163,7 @@ class Bundle:
         """
         from selkit.bundle.verification import verify
 
+        number(rtol, "rtol", 0.0)
         given = self.origin
         known = Origin(
             given.model if model is None else read(model),

@@ -29,6 +29,8 @@ def _pair(mean: npt.ArrayLike, count: npt.ArrayLike) -> tuple[Vector, Vector]:
     observed, number = (
         as_tensor(values, name).double().cpu().numpy() for values, name in ((mean, "mean"), (count, "count"))
     )
+    if np.isnan(observed).any() or not np.all((observed >= 0) & (observed <= 1)) or not np.all(number >= 0):
+        raise InvalidInputError("mean must be in [0, 1], and count at least 0")
     try:
         np.broadcast_shapes(observed.shape, number.shape)
     except ValueError as error:
@@ -58,6 +60,7 @@ def binomial_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> V
     """
     from scipy import stats  # half a second, which importing a score should not cost
 
+    check_fraction(risk, "risk", zero=False, one=False)
     observed, number = _pair(mean, count)
     errors = np.rint(observed * number)
     result: Vector = np.asarray(stats.binom.cdf(errors, number, risk), dtype=float)
@@ -84,6 +87,7 @@ def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: fl
     """
     from scipy import stats
 
+    check_fraction(risk, "risk", zero=False, one=False)
     observed, number = _pair(mean, count)
     below = np.minimum(observed, risk)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -168,7 +172,8 @@ def risk_threshold(
         return math.inf if found == len(order) else float(np.nextafter(sorted_scores[found], -math.inf))
     if otherwise == "accept_nothing":
         return -math.inf
-    needed = math.ceil(math.log(delta) / math.log1p(-target))
+    needed = math.log(delta) / math.log1p(-target)
+    needed = math.ceil(needed) if math.isfinite(needed) else needed
     raise NoGuaranteeError(
         f"no threshold can promise a risk of at most {risk} with confidence {confidence} on these "
         f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss {needed} "

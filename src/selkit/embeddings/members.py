@@ -13,6 +13,7 @@ from selkit.embeddings.sources import TorchSource
 from selkit.errors import InvalidInputError
 from selkit.utils.arrays import check_count
 from selkit.utils.boundary import public
+from selkit.utils.checks import seed as check_seed
 
 
 class Ensemble(nn.Module):
@@ -79,7 +80,7 @@ class MonteCarloDropout(nn.Module):
         check_count(members, "members", 2)
         if not any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules()):
             raise InvalidInputError(f"{type(model).__name__} has no dropout layer: all draws would be equal")
-        self.model, self.members, self.seed = model, members, seed
+        self.model, self.members, self.seed = model, members, check_seed(seed)
 
     def logits(self, x: Any) -> Tensor:
         """Logits ``(N, C, M)``."""

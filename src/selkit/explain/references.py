@@ -15,7 +15,7 @@ from selkit.embeddings.batches import Key, input_of
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.utils.arrays import as_tensor, check_count
 from selkit.utils.boundary import public
-from selkit.utils.checks import given
+from selkit.utils.checks import given, integer
 
 Shape: TypeAlias = tuple[int | None, ...]
 
@@ -196,7 +196,7 @@ def summarize(
             f"k is {k}, but references has {len(unique)} different samples (of {len(rows)}); "
             f"give k of at most {len(unique)}, or more samples"
         )
-    kmeans = KMeans(k, n_init=4, random_state=check_count(seed, "seed", minimum=0))
+    kmeans = KMeans(k, n_init=4, random_state=integer(seed, "seed", 0, 2**32 - 1))
     labels = kmeans.fit_predict(unique, sample_weight=counts)
     chosen, share = np.empty(k, dtype=np.int64), np.empty(k)
     for cluster in range(k):

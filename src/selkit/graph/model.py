@@ -17,6 +17,7 @@ from selkit.graph.ops.base import Operator, UnsupportedAttribute
 from selkit.graph.ops.types import to_tensor, torch_dtype
 from selkit.graph.program import Program
 from selkit.utils.boundary import public
+from selkit.utils.checks import seed as check_seed
 
 __all__ = ["Graph", "Node", "ValueSpec"]
 
@@ -171,7 +172,7 @@ class Graph:
             constants=constants or {},
             dtype=dtype,
             device=torch.device(device),
-            seed=seed,
+            seed=None if seed is None else check_seed(seed),
             decompose=decompose,
         )
 

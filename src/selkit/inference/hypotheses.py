@@ -17,6 +17,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError, NoHypothesisError
 from selkit.inference.postprocess import PostProcess
 from selkit.inference.regions import Region
 from selkit.utils.boundary import checked_fields
+from selkit.utils.checks import integer
 
 Pixels = NDArray[np.bool_]
 
@@ -172,12 +173,13 @@ class NeighborMeanDiff(Hypothesis):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        integer(self.neighborhood_range, "neighborhood_range")
         if self.neighborhood_range < 1:
             raise InvalidInputError(f"neighborhood_range is {self.neighborhood_range}; it must be at least 1")
 
     def contrast(self, roi: Pixels, usable: Pixels, shape: tuple[int, ...]) -> Contrast:
         """Compare the region with the ring around it."""
-        side = 2 * self.neighborhood_range + 1
+        side = 2 * min(self.neighborhood_range, max(roi.shape)) + 1  # beyond the image there is nothing
         # Batch and channel axes have no neighbourhood; a map without them is all space.
         spatial = max(roi.ndim - 2, 1)
         size = (1,) * (roi.ndim - spatial) + (side,) * spatial

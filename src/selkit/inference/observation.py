@@ -20,6 +20,7 @@ from selkit.inference.line import Line
 from selkit.inference.postprocess import Builder
 from selkit.inference.score_map import ScoreMap, fit_to_input, require_bounded
 from selkit.inference.truncated import Chi, Normal
+from selkit.utils.checks import number
 
 APART = 1e10
 """How many times larger or smaller than the image the noise may be."""
@@ -186,7 +187,9 @@ def observe(
     flat = etas.reshape(len(etas), -1)
     spread = noise * flat @ directions.reshape(len(etas), -1).T
     values = flat @ data.reshape(-1)
-    check_units(inputs.tested, float(np.sqrt(spread.diagonal().max())))
+    noise_size = float(np.sqrt(spread.diagonal().max()))
+    check_units(inputs.tested, noise_size)
+    number(null_value, "null_value", -APART * noise_size, APART * noise_size)
     if not np.all(np.linalg.eigvalsh(spread) > 0):
         raise InvalidInputError(
             "the contrast has no positive variance under var, or several contrasts depend on each other"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7f7f7f"
 """Told apart with any colour vision, and in grey."""
 
+MOST = 1_000_000
+"""Points or bins: more than any picture shows."""
+
 REACH, BEYOND = 4.5, 1.5
 """How many standard deviations :func:`plot_line` shows around the null value, and beyond the observation."""
 
@@ -60,6 +63,7 @@ def plot_p_values(p: ArrayLike, *, bins: int = 20, ax: Axes | None = None) -> Ax
     values = _p_values(p)
     ax = axes(ax)
     check_count(bins, "bins")
+    integer(bins, "bins", 1, MOST)
     ax.hist(
         values, bins=bins, range=(0, 1), density=True, color=BLUE, alpha=0.7, label=f"{len(values)} p-values"
     )
@@ -215,7 +219,7 @@ def plot_line(result: RoiResult, *, points: int = 1000, ax: Axes | None = None) 
     # The observation and the ends of the set are among the points, so that steps are drawn where they are.
     truncated = np.asarray(result.truncated_intervals) / scale
     ends = truncated[(truncated >= low) & (truncated <= high)]
-    grid = np.linspace(low, high, check_count(points, "points", minimum=2))
+    grid = np.linspace(low, high, integer(points, "points", 2, MOST))
     z = np.unique(np.concatenate([grid, ends, [result.z_score]]))
     density = np.exp(distribution.log_density(z)) / scale
     ax.plot(z * scale, density, color=GREY, linestyle="--", label="before selection")

@@ -17,6 +17,7 @@ from selkit.errors import InvalidInputError
 from selkit.graph.ops.base import find, versions
 from selkit.graph.program import Program
 from selkit.utils.boundary import checked_fields
+from selkit.utils.checks import number
 
 
 class Builder:
@@ -183,8 +184,11 @@ class GaussianFilter(PostProcess):
 
     def __post_init__(self) -> None:
         _check_kernel(self.kernel_size)
-        if not self.sigma > 0:
+        if not number(self.sigma, "sigma") > 0:
             raise InvalidInputError(f"sigma is {self.sigma}; it must be positive")
+        number(
+            self.sigma, "sigma", 1e-3, 1e6
+        )  # outside, weights are those of a single pixel, or all the same
 
     def build(self, g: Builder, score: str, x: str) -> str:
         """Append a convolution with Gaussian weights."""

@@ -23,6 +23,7 @@ from selkit.inference.truncated import (
     p_value,
 )
 from selkit.utils.boundary import public
+from selkit.utils.checks import number
 from selkit.utils.text import p_text
 
 
@@ -129,7 +130,9 @@ class RoiResult:
         log_num_comparisons
             Logarithm of that number; by default that of all subsets of the score map's pixels.
         """
-        count = self.score_map.size * np.log(2.0) if log_num_comparisons is None else log_num_comparisons
+        count = self.score_map.size * np.log(2.0)
+        if log_num_comparisons is not None:
+            count = number(log_num_comparisons, "log_num_comparisons", 0.0)
         naive = self.naive_p_value()
         return float(min(1.0, np.exp(min(0.0, np.log(naive) + count)))) if naive > 0 else 0.0
 

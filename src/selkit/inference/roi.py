@@ -31,6 +31,7 @@ from selkit.inference.truncated import Alternative, check_alternative
 from selkit.scores import UncertaintyScore
 from selkit.utils.boundary import public
 from selkit.utils.checks import given, instance
+from selkit.utils.checks import seed as check_seed
 
 
 @public
@@ -132,7 +133,8 @@ class RoiTest:
         if var is not None:
             check_var(var)
         self.graph, self.hypothesis = graph, hypothesis
-        self.var, self.seed, self.device = var, seed, _device(device)
+        self.var, self.device = var, _device(device)
+        self.seed = None if seed is None else check_seed(seed)
         self._compiled: tuple[object, ScoreMap] | None = None
         self._accepting = EventCache()
 

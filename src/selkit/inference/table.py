@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from selkit.errors import InvalidInputError, MissingExtraError
 from selkit.inference.adjust import Flags, Floats, Method, adjusted_p_values, rejected
 from selkit.inference.result import RoiResult
+from selkit.utils.arrays import check_fraction
 from selkit.utils.boundary import public
+from selkit.utils.checks import instance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,8 +126,10 @@ class RoiTable(Sequence[RoiRow]):
 
     @public
     def __init__(self, rows: Sequence[RoiRow], *, fdr: float | None = None) -> None:
-        self._rows = tuple(rows)
-        self.fdr = fdr
+        self._rows: tuple[RoiRow, ...] = tuple(
+            instance(row, "rows", RoiRow, "a sequence of RoiRow") for row in rows
+        )
+        self.fdr = None if fdr is None else check_fraction(fdr, "fdr", zero=False, one=False)
 
     def __len__(self) -> int:
         return len(self._rows)

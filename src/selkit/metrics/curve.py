@@ -13,6 +13,7 @@ from torch import Tensor
 from selkit.errors import InvalidInputError
 from selkit.metrics import blocks
 from selkit.utils.boundary import public
+from selkit.utils.checks import integer
 from selkit.utils.figures import axes, lone_axes
 
 if TYPE_CHECKING:
@@ -313,6 +314,8 @@ class RiskCoverage:
         wanted = {"empirical": empirical, "reference": reference, "excess": excess}
         if not any(wanted.values()):
             raise InvalidInputError("nothing to plot: set one of empirical, reference, excess to True")
+        integer(digits, "digits", 0, 17)
+        integer(max_points, "max_points", 2)
         if ax is None:
             ax = lone_axes()
         ax = axes(ax)

@@ -12,13 +12,15 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from selkit.errors import InvalidInputError, InvalidTypeError, NotAvailableError
 from selkit.metrics import bins as float_bins
-from selkit.metrics.bootstrap import bootstrap_risk_coverage
+from selkit.metrics.bootstrap import MOST, bootstrap_risk_coverage
 from selkit.metrics.curve import RiskCoverage, check_risk_type
 from selkit.metrics.functional import as_vector_tensor, check_pair, risk_coverage
 from selkit.metrics.gather import gather_tensors
 from selkit.metrics.losses import zero_one_loss
 from selkit.metrics.summary import check_points, names_of, summarize
 from selkit.utils.boundary import public
+from selkit.utils.checks import integer
+from selkit.utils.checks import seed as check_seed
 
 _PENDING = 1024  # appended tensors that are joined into one, so that small batches leave no long list
 
@@ -110,6 +112,8 @@ class RiskCoverageMetric(Metric):
             raise InvalidInputError(
                 f"n_boot must be at least 0 and confidence in (0, 1); got {n_boot} and {confidence}"
             )
+        integer(n_boot, "n_boot", 0, MOST)
+        check_seed(seed)
         if n_boot and bins is not None:
             raise NotAvailableError(
                 "the bootstrap draws single samples, which bins= does not keep; use bins=None or n_boot=0"
