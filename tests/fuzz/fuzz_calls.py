@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one call is one line
 """One valid call of everything public, from which wrong ones are made."""
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ MODULES = ("", "bundle", "calibration", "embeddings", "explain", "graph", "infer
            "scores", "task")  # fmt: skip
 
 RECORDS = frozenset(
-    "Bundle Comparison Description ScoreInfo Verification Features Explanation Node Program Step ValueSpec Graph "
-    "AcceptedBy AcceptanceEvent Contrast RandomizedResult RoiResult RoiRow RiskCoverage Emitter RoiTest".split()
+    str.split(
+        "Bundle Comparison Description ScoreInfo Verification Features Explanation Node Program "
+        "Step ValueSpec Graph AcceptedBy AcceptanceEvent Contrast RandomizedResult RoiResult RoiRow "
+        "RiskCoverage Emitter RoiTest"
+    )
 )
 """Made by selkit and given to users, who do not make them (their methods are called)."""
 
 BASES = frozenset(
-    "Hypothesis Region PostProcess KNNScore LogitScore EnsembleLogitScore UncertaintyScore ClassWiseScore "
-    "EuclideanClassWiseScore CosineClassWiseScore".split()
+    str.split(
+        "Hypothesis Region PostProcess KNNScore LogitScore EnsembleLogitScore UncertaintyScore "
+        "ClassWiseScore EuclideanClassWiseScore CosineClassWiseScore"
+    )
 )
 """Cannot be made, or are like another one in the table."""
 

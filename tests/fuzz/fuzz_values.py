@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table
 """What nobody should hand in, and limits on what a call may do with it."""
 
 from __future__ import annotations

@@ -188,6 +188,8 @@ class Attributions:
     def _open(self, shape: tuple[int, ...], dtype: Any) -> None:
         import numpy as np
 
+        from selkit.utils.atomic import reserved
+
         if self._array is not None:
             return
         if self.path.exists():
@@ -195,7 +197,7 @@ class Attributions:
             if found.shape == shape and found.dtype == dtype:
                 self._array = found
                 return
-        self._array = np.lib.format.open_memmap(self.path, mode="w+", dtype=dtype, shape=shape)
+        self._array = reserved(self.path, shape, dtype)
         self._array[...] = np.nan
 
     def finish(self, output: Path) -> None:

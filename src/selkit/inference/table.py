@@ -126,9 +126,9 @@ class RoiTable(Sequence[RoiRow]):
 
     @public
     def __init__(self, rows: Sequence[RoiRow], *, fdr: float | None = None) -> None:
-        self._rows: tuple[RoiRow, ...] = tuple(
-            instance(row, "rows", RoiRow, "a sequence of RoiRow") for row in rows
-        )
+        for row in rows:
+            instance(row, "rows", RoiRow, "a sequence of RoiRow")
+        self._rows: tuple[RoiRow, ...] = tuple(rows)
         self.fdr = None if fdr is None else check_fraction(fdr, "fdr", zero=False, one=False)
 
     def __len__(self) -> int:

@@ -217,6 +217,8 @@ class Report:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise InvalidInputError(f"alpha must be in (0, 1), got {self.alpha}.")
+        if self.threshold is not None and 1e300 < abs(self.threshold) < math.inf:
+            raise InvalidInputError(f"threshold must be within 1e300, or infinite; got {self.threshold}.")
         if self.threshold is not None and math.isnan(self.threshold):
             raise InvalidInputError("threshold is NaN; pass None if there is no threshold.")
         for name in ("summary", "guarantees"):
