@@ -118,7 +118,14 @@ class OnnxSource:
         return pooled(features, self.pool) if self.want == "embedding" else features
 
     def _run(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        result: np.ndarray[Any, Any] = self._session.run([self.layer], {self._input.name: array})[0]
+        try:
+            result: np.ndarray[Any, Any] = self._session.run([self.layer], {self._input.name: array})[0]
+        # onnxruntime raises classes of its own, all of which mean the same here
+        except Exception as error:
+            raise InvalidInputError(
+                f"onnxruntime cannot run the model, whose input is {self._input.shape}, on an array of shape "
+                f"{array.shape}: {error}"
+            ) from error
         return result
 
     def _pieces(self, array: np.ndarray[Any, Any], size: int) -> Iterator[np.ndarray[Any, Any]]:
