@@ -231,7 +231,7 @@ def _floating(values: object, dtype: DTypeLike | None, name: str) -> NDArray[Any
     """The numbers in the model's type; what is not floating is refused."""
     try:
         wanted = None if dtype is None else np.dtype(dtype)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(f"dtype must be a type of NumPy; got {given(dtype)}") from error
     try:
         tensor = as_tensor(values, name)
