@@ -227,7 +227,7 @@ def _is_one(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
         return all(fits(one, inner[0]) for one in value)
     if kind is Mapping and len(inner) == 2:
         return all(fits(key, inner[0]) and fits(one, inner[1]) for key, one in value.items())
-    return kind is not str or _is_text(value)
+    return True
 
 
 def _number_fits(value: Any, annotation: type) -> bool:
@@ -257,10 +257,6 @@ def _is_path(value: Any) -> bool:
     except SelkitError:
         return False
     return True
-
-
-def _is_text(value: str) -> bool:
-    return "\0" not in value
 
 
 def _of_type(value: Any, annotation: Any) -> bool:
