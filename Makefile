@@ -7,13 +7,17 @@ STAMP := $(VENV)/.selkit-installed
 # A file stays with one worker, so that what its tests share is made once.
 WORKERS ?= 2
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test fuzz lint docs bench clean
 
 demo: $(STAMP)
 	$(PY) examples/microscopy.py
 
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
+
+# Ten times as many wrong calls and damaged files as in `make test`; SELKIT_FUZZ=100 for more.
+fuzz: $(STAMP)
+	@SELKIT_FUZZ=$${SELKIT_FUZZ:-10} OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest tests/fuzz
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

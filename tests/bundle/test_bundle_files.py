@@ -16,6 +16,7 @@ import selkit
 from selkit.bundle.emitter import Emitter
 from selkit.bundle.merging import merge
 from selkit.bundle.registry import emit_score
+from selkit.bundle.seal import seal
 from selkit.bundle.verification import compare, compare_flags
 from selkit.errors import (
     FileFormatError,
@@ -56,10 +57,11 @@ def test_the_metadata_say_what_was_decided_and_on_what(bundle, score):
     assert found["selkit.version"] == selkit.__version__
     assert found["selkit.calibration_size"] == "150"
     assert float(found["selkit.threshold"]) == float(score.threshold)
-    assert "probability at least 136/151" in found["selkit.guarantee"]
+    assert found["selkit.guarantee"] == score.guarantee["text"]
+    assert "probability at least 0.9 " in found["selkit.guarantee"]
     assert found["selkit.outputs"] == "logits, score, selected"
     info = json.loads(found["selkit.bundle"])["score"]
-    assert info["promised"]["coverage"] == 136 / 151
+    assert info["promised"]["coverage"] == 0.9
     assert (info["parameters"]["k"], info["references"], info["value"]) == (3, 300, "embedding")
     loaded = selkit.load_bundle(bundle.path).description
     assert loaded == bundle.description
@@ -88,8 +90,31 @@ def test_a_score_that_remembers_its_promise_is_believed(network, calibrate_on, t
     assert info.promised == {"risk": 0.1, "confidence": 0.95}
     Remembering.guarantee = {"text": "covers 0.9", "coverage": 0.9}
     info = selkit.export_bundle(network, score=score, path=tmp_path / "b.onnx").description.score
-    assert "of 150 calibration scores" in info.guarantee
-    assert info.promised["asked"] == {"coverage": 0.9}
+    assert (info.guarantee, info.promised) == ("covers 0.9", {"coverage": 0.9})
+
+
+@pytest.mark.parametrize("how", ["ties", "other scores", "quantile", "by hand"])
+def test_the_promise_is_quoted_from_the_score(network, calibrate_on, tmp_path, how):
+    score = MarginScore().fit(Y=calibrate_on.logits)
+    other = np.repeat(np.arange(10.0), 15)  # many ties: the rank says more than was asked for
+    if how == "ties":
+        score.calibrate(coverage=0.85, scores=other)
+    elif how == "other scores":
+        score.calibrate(coverage=0.9, scores=np.random.default_rng(0).normal(size=40))
+    elif how == "quantile":
+        score.set_threshold(0.9, scores=other)
+    else:
+        score.calibrate(coverage=0.9)
+        score.promise = None
+    info = selkit.export_bundle(network, score=score, path=tmp_path / "b.onnx").description.score
+    if how == "by hand":
+        assert info.guarantee.startswith("none known")
+        assert info.promised == {}
+    else:
+        told = dict(score.guarantee)
+        assert info.guarantee == told.pop("text")
+        assert info.promised == told
+        assert ("nothing" in info.guarantee) == (how == "quantile")
 
 
 def test_an_infinite_threshold_survives_the_metadata(network, calibrate_on, judge, tmp_path):
@@ -192,7 +217,7 @@ def test_verify_says_what_differs(bundle, score, network, judge, fit_on, calibra
     changed = onnx.load(bundle.path)
     weight = next(t for t in changed.graph.initializer if t.name == "bias")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.01, "bias"))
-    other_model = selkit.load_bundle(changed.SerializeToString()).verify(judge.images, model=network)
+    other_model = selkit.load_bundle(seal(changed.SerializeToString())).verify(judge.images, model=network)
     assert other_model["logits"].differ
     with pytest.raises(InvalidInputError, match="'none' was not compared; compared were"):
         right["none"]
@@ -466,7 +491,7 @@ def changed(bundle, how):
     model = onnx.ModelProto()
     model.ParseFromString(bundle.content)
     how(model)
-    return model.SerializeToString()
+    return seal(model.SerializeToString())
 
 
 def entry(model):
@@ -501,6 +526,8 @@ def test_bundles_that_were_changed(bundle):
 
     for how, match in (
         (metadata(format=99), "is a bundle of format 99"),
+        (metadata(format=2.0), "is a bundle of format 2.0"),
+        (metadata(format=True), "is a bundle of format True"),
         (metadata(predictions=["no"]), r"its metadata name \['no'\], which the graph does not have"),
         (metadata(threshold="limit"), "'limit'"),
         (metadata(score=None), "name a score"),
@@ -523,6 +550,71 @@ def test_a_graph_that_does_not_run_is_refused(bundle):
 
     with pytest.raises(FileFormatError, match="does not run in onnxruntime"):
         selkit.load_bundle(changed(bundle, broken))
+
+
+def test_every_flipped_byte_is_noticed(bundle):
+    random = np.random.default_rng(0)
+    for place in random.integers(0, len(bundle.content), 300):
+        content = bytearray(bundle.content)
+        content[place] ^= 1 << int(random.integers(8))
+        with pytest.raises(FileFormatError):
+            selkit.load_bundle(bytes(content))
+
+
+def test_a_file_that_another_program_saved(bundle):
+    model = onnx.ModelProto()
+    model.ParseFromString(bundle.content)
+    model.producer_name = "another"
+    with pytest.raises(FileFormatError, match="its checksum does not fit; export it again"):
+        selkit.load_bundle(model.SerializeToString())
+    kept = [entry for entry in model.metadata_props if entry.key != "selkit.sha256"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    with pytest.raises(FileFormatError, match="has no checksum"):
+        selkit.load_bundle(model.SerializeToString())
+
+
+@pytest.mark.parametrize("threshold", ["a", None, np.nan, [1.0, np.nan], {"a": 1}, lambda x: x])
+def test_thresholds_that_are_no_numbers(bundle, judge, threshold):
+    if threshold is None:
+        assert bundle.run(judge.images, threshold=None)
+        return
+    with pytest.raises((InvalidTypeError, InvalidInputError), match="threshold"):
+        bundle.run(judge.images, threshold=threshold)
+
+
+TANH = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 4] x) => (float[N, 4] e, float[N, 3] logits) {
+    e = Tanh(x)
+    zero = Constant<value_ints = [0]>()
+    three = Constant<value_ints = [3]>()
+    one = Constant<value_ints = [1]>()
+    logits = Slice(x, zero, three, one)
+}"""
+
+
+@pytest.mark.parametrize("kind", ["one", "groups", "classes"])
+def test_calibration_inputs_agree(kind, tmp_path):
+    """Scores on the threshold, computed once by NumPy and once by onnxruntime."""
+    model, snapped = onnx.parser.parse_model(TANH), 0
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        y = np.arange(300) % 3
+        x = (np.eye(4)[y] + 0.4 * random.normal(size=(300, 4))).astype(np.float32)
+        e, predicted = np.tanh(x), x[:, :3].argmax(1)
+        if kind == "classes":
+            score = EuclideanClassWiseScore(2).fit(X=e[:150], y=y[:150], Y=e[150:], y_cal=predicted[150:])
+            score.calibrate(coverage=0.8)
+        else:
+            score = EuclideanScore(3).fit(X=e[:150], Y=e[150:])
+            score.calibrate(coverage=0.8, groups=predicted[150:] if kind == "groups" else None)
+        options = {} if kind == "one" else {"prediction": "logits"}
+        bundle = selkit.export_bundle(model, score=score, path=tmp_path / "b.onnx", embedding="e", **options)
+        found = bundle.verify(x[150:])
+        assert found.ok, f"{seed}: {found}"
+        limits = np.atleast_1d(score.threshold.numpy())
+        snapped += int(np.isin(bundle.run(x[150:])["score"], limits).sum())
+    assert snapped >= 6  # samples on the threshold were among them
 
 
 # merging graphs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import tracemalloc
 import zipfile
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from selkit.cli.inputs import open_array, read_vector
+from selkit.cli.tables import read_rows, write_rows
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 
 
@@ -166,3 +168,16 @@ def test_vectors(tmp_path):
     (tmp_path / "x.txt").write_text("one\n")
     with pytest.raises(FileFormatError, match="one number in each line"):
         read_vector(str(tmp_path / "x.txt"), "labels", 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+1.png", "+a", "-a.png", "@a", "\ta", "'=a", "''-a", "plain.png", "'plain"]
+)
+def test_names_are_no_formulas_in_a_spreadsheet(name, tmp_path):
+    rows = [{"index": 0, "name": name, "score": -1.5, "error": name}]
+    write_rows(tmp_path / "t.csv", list(rows[0]), rows)
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
+        (found,) = csv.DictReader(file)
+    assert not found["name"].startswith(("=", "+", "-", "@", "\t"))
+    assert found["score"] == "-1.5"
+    assert read_rows(tmp_path / "t.csv") == rows

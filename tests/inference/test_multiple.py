@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -286,10 +287,11 @@ def test_damaged_checkpoints(test: selkit.RoiTest, images: np.ndarray, tmp_path:
         (b'{"some": "json"}\n', "is no checkpoint of selkit"),
         (b"[1, 2]\n", "is not a JSON object"),
         (b"no line break", "is no checkpoint of selkit"),
-        (lines[0].replace(b'"version": 1', b'"version": 9'), "has version 9"),
+        (lines[0].replace(b'"version": 2', b'"version": 9'), "has version 9"),
         (lines[0] + b"half a li\n" + lines[2], "line 2, is not JSON"),
-        (lines[0] + b'{"index": 1}\n', "line 2, is not a row"),
-        (lines[0] + b'{"image": "a", "index": 1, "colour": 2}\n', "line 2, is not a row"),
+        (lines[0] + b'{"index": 1}\n', "line 2, was changed or damaged"),
+        (lines[0] + re.sub(rb'"p_value": [0-9.e-]+', b'"p_value": 7.0', lines[1]), "line 2, was changed"),
+        (lines[0] + b"[" * 100_000 + b"\n", "line 2, is not JSON"),
     ):
         file.write_bytes(bad)
         with pytest.raises(FileFormatError, match=message):

@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage, stats
 
 import selkit
-from selkit.errors import InvalidInputError, MissingExtraError
+from selkit.errors import InvalidInputError, InvalidTypeError, MissingExtraError
 from selkit.inference import BackMeanDiff, RoiResult
 from selkit.inference.plots import plot_line, plot_p_values, plot_qq, plot_region
 
@@ -222,3 +222,16 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, image: np.ndarray, 
     ):
         with pytest.raises(MissingExtraError, match=r"pip install 'selkit\[report\]'"):
             call()
+
+
+def test_new_axes_are_those_of_pyplot_which_notebooks_show():
+    from matplotlib import pyplot as plt
+
+    from selkit.scores import RandomScore
+
+    score = RandomScore().fit(Y=np.zeros((5, 2)))
+    for ax in (plot_p_values([0.2, 0.4]), plot_qq([0.2, 0.4]), score.plot()):
+        assert ax.figure.number in plt.get_fignums()
+        plt.close(ax.figure)
+    with pytest.raises(InvalidTypeError, match="ax must be the axes of a matplotlib figure; got 'a'"):
+        plot_p_values([0.2], ax="a")

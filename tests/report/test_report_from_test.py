@@ -89,7 +89,7 @@ def test_every_sample_is_as_the_task_kept_it():
     assert report.threshold == float(task.score.threshold)
     assert report.alpha == 0.1
     (promise,) = report.guarantees
-    assert "EuclideanScore: selects a new sample" in promise
+    assert "EuclideanScore: nothing: it is the 0.7 quantile" in promise
     assert len(report.scores["calibration"]) == 40
     curve = report.curve()
     assert curve.risk[-1] == pytest.approx(float(outputs["loss"].double().mean()))

@@ -9,13 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import onnx
-from torch import Tensor
 
 from selkit.errors import FileFormatError
 from selkit.scores.base import UncertaintyScore
-from selkit.scores.classwise import ClassWiseScore
 
-FORMAT = 1  # raised when a file of this version could no longer be read
+FORMAT = 2  # raised when a file of this version could no longer be read
 KEY = "selkit.bundle"
 
 
@@ -130,11 +128,12 @@ class Description:
         try:
             content = json.loads(found[KEY])
             version = content["format"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise FileFormatError(f"{where}: the metadata entry {KEY!r} is damaged ({error})") from error
-        if version != FORMAT:
+        if version != FORMAT or type(version) is not int:  # 2.0 and true are not what selkit writes
             raise FileFormatError(
-                f"{where} is a bundle of format {version}; this selkit reads format {FORMAT}"
+                f"{where} is a bundle of format {version!r}; this selkit reads format {FORMAT}: "
+                "export it again"
             )
         try:
             made = cls(
@@ -194,26 +193,11 @@ def plain(value: Any) -> Any:
 
 
 def guarantee_of(score: UncertaintyScore) -> tuple[str, dict[str, Any]]:
-    """What a score's threshold promises, in words and as numbers.
+    """What a score's threshold promises, in words and as numbers: quoted from the score, never computed anew.
 
-    A score that remembers how its threshold was set has that in ``guarantee``, a mapping with ``"text"`` and
-    numbers; a promise about risks is known in no other way. About coverage, the threshold's rank among the
-    calibration scores says what split conformal prediction promises: a new sample of their distribution is
-    selected with probability at least ``rank / (M + 1)``, if the rank did not depend on the scores.
+    A score remembers how its threshold was set in ``guarantee``, a mapping with ``"text"`` and numbers.
     """
     told = getattr(score, "guarantee", None)
     known: dict[str, Any] = plain(dict(told)) if isinstance(told, Mapping) else {}
-    text, scores, limit = known.pop("text", None), score.calibration_scores, score.threshold
-    if text is not None and "coverage" not in known and "quantile" not in known:
-        return str(text), known
-    if not isinstance(scores, Tensor) or not isinstance(limit, Tensor):
-        return str(text or "none known: the calibration scores were not kept with the score"), known
-    if limit.ndim or isinstance(score, ClassWiseScore):
-        return str(text or "one threshold for each group or class; see how they were set"), known
-    rank, count = int((scores.double() <= limit.double()).sum()), len(scores)
-    return (
-        "selects a new sample of the calibration set's distribution with probability at least "
-        f"{rank}/{count + 1} "
-        f"(rank {rank} of {count} calibration scores), if the rank was chosen without looking at them",
-        {"asked": known, "coverage": rank / (count + 1), "rank": rank},
-    )
+    text = known.pop("text", None)
+    return str(text or "none known: the score does not remember how its threshold was set"), known

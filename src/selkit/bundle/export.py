@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from selkit.bundle.emitter import Emitter, as_array, known_values
 from selkit.bundle.explanation import emit_attribution, exported, same_opset
 from selkit.bundle.loaded import Bundle, Origin
 from selkit.bundle.regions import emit_region
+from selkit.bundle.seal import prepare, seal
 from selkit.bundle.source import check_names, check_value, features, find_value, inputs_of, read_source
 from selkit.embeddings.sources import Pool
 from selkit.errors import InvalidInputError, InvalidTypeError, NotAvailableError
@@ -27,12 +27,16 @@ from selkit.graph.files import Source
 from selkit.inference.hypotheses import Hypothesis
 from selkit.inference.roi import RoiTest
 from selkit.scores.base import UncertaintyScore
+from selkit.utils.atomic import write_bytes
+from selkit.utils.boundary import public
+from selkit.utils.checks import as_path
 
 ThresholdInput = Literal["optional", "required", "fixed"]
 NAMES = ("threshold", "score", "selected", "score_map", "roi", "attribution", "target")
 LARGEST = 2**31 - 1  # bytes in one file: protobuf counts in 32 bits
 
 
+@public
 def export_bundle(
     model: Source,
     *,
@@ -160,7 +164,8 @@ def export_bundle(
         _declare(g, value, called[name], batch)
     description = replace(description, outputs={name: called[name] for name, _ in added})
     description.write(proto)
-    content = _checked(proto)
+    prepare(proto)
+    content = seal(_checked(proto))
     _write(content, target)
     return Bundle(content, description, target, origin)
 
@@ -212,7 +217,7 @@ def _called(names: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    target = Path(path)
+    target = as_path(path)
     folder = os.path.isdir(target)  # False where the name is too long for the system  # noqa: PTH112
     if folder or not target.parent.is_dir():
         raise InvalidInputError(
@@ -270,13 +275,9 @@ def _checked(proto: onnx.ModelProto) -> bytes:
 
 def _write(content: bytes, target: Path) -> None:
     """Write all or nothing."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        partial.write_bytes(content)
-        partial.replace(target)
+        write_bytes(target, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise InvalidInputError(f"path is {target}, which cannot be written: {error}") from error
 
 

@@ -16,9 +16,13 @@ from onnx import helper
 
 from selkit.bundle.description import Description
 from selkit.bundle.emitter import Array, as_array
+from selkit.bundle.seal import check
 from selkit.bundle.source import STANDARD
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.graph.files import Source, read
+from selkit.utils.arrays import as_tensor
+from selkit.utils.boundary import public
+from selkit.utils.checks import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +68,7 @@ class Bundle:
         What it was made of, as far as known.
     """
 
+    @public
     def __init__(
         self, content: bytes, description: Description, path: Path | None, origin: Origin | None = None
     ) -> None:
@@ -89,6 +94,7 @@ class Bundle:
     def _session(self) -> ort.InferenceSession:
         return session(self.content)
 
+    @public
     def run(
         self,
         x: Array | Tensor | Mapping[str, Array | Tensor] | Sequence[Array | Tensor],
@@ -118,6 +124,7 @@ class Bundle:
         feeds = named_inputs(self._model_inputs(), x)
         return run_pieces(self._session, feeds, self._limits(threshold))
 
+    @public
     def verify(
         self,
         x: Array | Tensor | Mapping[str, Array | Tensor] | Sequence[Array | Tensor],
@@ -156,6 +163,7 @@ class Bundle:
         """
         from selkit.bundle.verification import verify
 
+        number(rtol, "rtol", 0.0)
         given = self.origin
         known = Origin(
             given.model if model is None else read(model),
@@ -181,7 +189,7 @@ class Bundle:
                 )
             return {}
         wanted = np.asarray(info.score.threshold, dtype=np.float64)
-        values = wanted if threshold is None else np.asarray(threshold, dtype=np.float64)
+        values = wanted if threshold is None else _numbers(threshold)
         if values.shape != wanted.shape:
             raise InvalidInputError(f"threshold has shape {values.shape}; this bundle takes {wanted.shape}")
         dtype = next(
@@ -190,6 +198,14 @@ class Bundle:
             if value.name == info.threshold
         )
         return {info.threshold: values.astype(dtype)}
+
+
+def _numbers(threshold: object) -> Array:
+    """Thresholds as numbers; infinity accepts all, or nothing."""
+    values = as_tensor(threshold, "threshold").double().cpu().numpy()
+    if np.isnan(values).any():
+        raise InvalidInputError("threshold is NaN; give a number, or one for each group or class")
+    return np.asarray(values)
 
 
 FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64}
@@ -204,6 +220,7 @@ TYPES = {
 }
 
 
+@public
 def load_bundle(path: str | os.PathLike[str] | bytes) -> Bundle:
     """Load what :func:`selkit.export_bundle` wrote.
 
@@ -236,7 +253,8 @@ def load_bundle(path: str | os.PathLike[str] | bytes) -> Bundle:
     strange = sorted({node.domain for node in proto.graph.node} - set(STANDARD))
     if strange:
         raise FileFormatError(f"{where} has operators of {strange}; a bundle has standard operators only")
-    content = proto.SerializeToString()
+    content = path if isinstance(path, bytes) else Path(path).read_bytes()
+    check(content, where)
     made = Bundle(content, description, None if isinstance(path, bytes) else Path(path))
     try:
         made.inputs  # noqa: B018 - opens the session, which checks the graph

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import torch
 
+from selkit.bundle.decision import DIGITS, slack_of
 from selkit.bundle.description import ScoreInfo
 from selkit.bundle.emitter import Array, as_array
 from selkit.bundle.explanation import attributions
@@ -230,13 +231,43 @@ def _score(run: _Run, info: ScoreInfo, score: UncertaintyScore) -> Iterator[Comp
     if run.threshold is not None:
         if info.groups:
             raise InvalidInputError("threshold= compares one threshold; this bundle has one for each group")
-        limit = run.limits[str(run.bundle.description.threshold)]
+        limit = run.limits[str(run.bundle.description.threshold)].astype(np.float64)
         selected = expected <= limit
     known = np.abs(limit[np.isfinite(limit)]).max(initial=0.0)
     scale = np.maximum(np.abs(expected.astype(np.float64)), known)
-    called = run.bundle.description.outputs
-    yield compare(called["score"], run.of("score"), expected, scale, run.rtol)
-    yield compare_flags(called["selected"], run.of("selected"), selected)
+    called, got = run.bundle.description.outputs, run.of("score")
+    snapped = _snapped(run, score, query, expected, limit)
+    if (
+        got.shape == expected.shape
+    ):  # what the file puts at the threshold lies there in Python too, but for digits
+        expected = np.where(snapped & np.isin(got, limit.astype(got.dtype)), got, expected)
+    yield compare(called["score"], got, expected, scale, run.rtol)
+    yield compare_flags(called["selected"], run.of("selected"), selected, snapped)
+
+
+def _snapped(run: _Run, score: UncertaintyScore, query: Any, scores: Array, limit: Array) -> Array:
+    """Samples whose score in Python is so near to its threshold that the file may call the two equal.
+
+    See :mod:`selkit.bundle.decision`: there, decisions on the threshold are those of the calibration.
+    """
+    info, values = run.bundle.description.score, scores.astype(np.float64)
+    if info is None:
+        return np.zeros(values.shape, dtype=bool)
+    if isinstance(score, ClassWiseScore):
+        rows = query["embedding"] if isinstance(query, Mapping) else query
+        with torch.no_grad():
+            values = as_array(score._matrix(rows)).astype(np.float64)
+    elif info.groups:
+        place = np.searchsorted(np.asarray(info.groups), as_array(query["prediction"]))
+        limit = limit[np.clip(place, 0, len(info.groups) - 1)]
+    slack = DIGITS * np.abs(limit)
+    if run.threshold is None:
+        own = np.asarray(info.threshold, dtype=np.float64)
+        usual = slack_of(score, own).astype(np.float64)
+        slack = np.maximum(slack, usual if usual.shape in ((), limit.shape) else usual[place])
+    with np.errstate(invalid="ignore"):
+        near = np.abs(values - limit) <= slack + 4 * DIGITS * np.abs(limit)
+    return np.asarray(near.any(1) if near.ndim == 2 else near)
 
 
 def _own(bundle: Bundle) -> onnx.ModelProto:

@@ -10,10 +10,12 @@ import numpy.typing as npt
 
 from selkit.errors import InvalidInputError, NoGuaranteeError
 from selkit.utils.arrays import ArrayLike, as_vector, check_fraction
+from selkit.utils.boundary import public
 
 Vector = npt.NDArray[np.float64]
 
 
+@public
 def conformal_threshold(
     scores: ArrayLike, coverage: float, *, otherwise: Literal["raise", "accept_all"] = "raise"
 ) -> float:
@@ -67,6 +69,7 @@ def conformal_threshold(
     )
 
 
+@public
 def conformal_pvalues(calibration: ArrayLike, scores: ArrayLike) -> Vector:
     """p-values of "this sample is from the distribution of the calibration set" (Bates et al. 2023, "Testing
     for outliers with conformal p-values", eq. 3).
@@ -103,6 +106,7 @@ def conformal_pvalues(calibration: ArrayLike, scores: ArrayLike) -> Vector:
     return np.asarray((1.0 + at_least) / (len(known) + 1.0), dtype=np.float64)
 
 
+@public
 def benjamini_hochberg(pvalues: ArrayLike, fdr: float) -> npt.NDArray[np.bool_]:
     """Which hypotheses to reject so that the false discovery rate stays below a level (Benjamini & Hochberg
     1995); conformal p-values of one calibration set depend on each other in the way that this allows (Bates

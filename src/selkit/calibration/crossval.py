@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.boundary import public
+from selkit.utils.checks import given
 
 
+@public
 def cross_val_scores(
     estimator: Any, X: Any, y: Any = None, *, cv: Any = 5, groups: Any = None
 ) -> npt.NDArray[np.float64]:
@@ -59,9 +62,17 @@ def cross_val_scores(
     from sklearn.model_selection import check_cv
     from sklearn.utils import _safe_indexing, indexable
 
-    X, y, groups = indexable(X, y, groups)
+    if not all(callable(getattr(estimator, name, None)) for name in ("get_params", "fit", "score_samples")):
+        raise InvalidTypeError(
+            f"estimator must be a score, or a scikit-learn pipeline that ends in one; got {given(estimator)}"
+        )
+    try:
+        X, y, groups = indexable(X, y, groups)
+        folds = list(check_cv(cv).split(X, y, groups))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidInputError(f"X, y, groups and cv do not give folds: {error}") from error
     scores = np.full(len(X), np.nan)
-    for train, test in check_cv(cv).split(X, y, groups):
+    for train, test in folds:
         labels = None if y is None else _safe_indexing(y, train)
         fold = clone(estimator).fit(_safe_indexing(X, train), labels)
         scores[test] = -np.asarray(fold.score_samples(_safe_indexing(X, test)), dtype=np.float64)

@@ -8,8 +8,10 @@ import numpy as np
 
 from selkit.errors import InvalidInputError
 from selkit.utils.arrays import ArrayLike, as_vector, check_fraction
+from selkit.utils.boundary import public
 
 
+@public
 def quantile_threshold(scores: ArrayLike, q: float, *, method: str = "linear") -> float:
     """The empirical quantile of calibration scores.
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selkit.errors import InvalidInputError, NoGuaranteeError
-from selkit.utils.arrays import ArrayLike, as_vector, check_fraction
+from selkit.utils.arrays import ArrayLike, as_tensor, as_vector, check_fraction
+from selkit.utils.boundary import public
 
 Vector = npt.NDArray[np.float64]
 Method: TypeAlias = Literal["ltt", "sgr"]
@@ -23,6 +24,23 @@ GRID = 128  # ranks that Learn-then-Test looks at, at most
 STARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # coverages where it begins
 
 
+def _pair(mean: npt.ArrayLike, count: npt.ArrayLike) -> tuple[Vector, Vector]:
+    """Means and counts as arrays that go together."""
+    observed, number = (
+        as_tensor(values, name).double().cpu().numpy() for values, name in ((mean, "mean"), (count, "count"))
+    )
+    if np.isnan(observed).any() or not np.all((observed >= 0) & (observed <= 1)) or not np.all(number >= 0):
+        raise InvalidInputError("mean must be in [0, 1], and count at least 0")
+    try:
+        np.broadcast_shapes(observed.shape, number.shape)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"mean has shape {observed.shape} and count {number.shape}; give one count for each mean"
+        ) from error
+    return observed, number
+
+
+@public
 def binomial_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> Vector:
     """p-value of "the risk is above ``risk``" for losses that are 0 or 1: the exact binomial tail.
 
@@ -42,12 +60,14 @@ def binomial_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> V
     """
     from scipy import stats  # half a second, which importing a score should not cost
 
-    number = np.asarray(count, dtype=float)
-    errors = np.rint(np.asarray(mean, dtype=float) * number)
+    check_fraction(risk, "risk", zero=False, one=False)
+    observed, number = _pair(mean, count)
+    errors = np.rint(observed * number)
     result: Vector = np.asarray(stats.binom.cdf(errors, number, risk), dtype=float)
     return np.where(number > 0, result, 1.0)
 
 
+@public
 def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> Vector:
     """p-value of "the risk is above ``risk``" for losses in [0, 1] (Bates et al. 2021, "Distribution-free,
     risk-controlling prediction sets", theorem 5; Angelopoulos et al. 2021, "Learn then Test", eq. 6).
@@ -67,8 +87,8 @@ def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: fl
     """
     from scipy import stats
 
-    number = np.asarray(count, dtype=float)
-    observed = np.asarray(mean, dtype=float)
+    check_fraction(risk, "risk", zero=False, one=False)
+    observed, number = _pair(mean, count)
     below = np.minimum(observed, risk)
     with np.errstate(divide="ignore", invalid="ignore"):
         first = np.where(below > 0, below * np.log(below / risk), 0.0)
@@ -79,6 +99,7 @@ def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: fl
     return np.where(number > 0, np.minimum(1.0, np.minimum(hoeffding, bentkus)), 1.0)
 
 
+@public
 def risk_threshold(
     scores: ArrayLike,
     losses: ArrayLike,
@@ -151,7 +172,8 @@ def risk_threshold(
         return math.inf if found == len(order) else float(np.nextafter(sorted_scores[found], -math.inf))
     if otherwise == "accept_nothing":
         return -math.inf
-    needed = math.ceil(math.log(delta) / math.log1p(-target))
+    needed = math.log(delta) / math.log1p(-target)
+    needed = math.ceil(needed) if math.isfinite(needed) else needed
     raise NoGuaranteeError(
         f"no threshold can promise a risk of at most {risk} with confidence {confidence} on these "
         f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss {needed} "

@@ -58,14 +58,16 @@ def run(options: Namespace, console: Console) -> Exit:
     """Make data and model, and run the commands on them."""
     import numpy as np
 
+    from selkit.utils.atomic import write_bytes, write_text
+
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(options.seed)
     console.say(f"training a network to find digits in noise, into {folder} ...")
     model = train(random)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    write_bytes(folder / "model.onnx", model.SerializeToString())
     kinds = write_data(folder, options.images, random)
-    (folder / "kinds.txt").write_text("\n".join(kinds) + "\n", encoding="utf-8")
+    write_text(folder / "kinds.txt", "\n".join(kinds) + "\n")
     at = {name: str(folder / name) for name in ("train.npy", "calibration.npy", "new.npy", "model.onnx")}
     score, decisions, tests, regions, page = (
         str(folder / name)
@@ -197,13 +199,15 @@ def write_data(folder: Path, count: int, random: Any) -> list[str]:
     """Write references, calibration images and new ones, and return of which kind each new one is."""
     import numpy as np
 
+    from selkit.utils.atomic import write_array
+
     for name, size in (("train", 500), ("calibration", 200)):
         both = [draw(size // 2, random, kind)[0] for kind in ("digit", "noise")]
-        np.save(folder / f"{name}.npy", np.concatenate(both))
+        write_array(folder / f"{name}.npy", np.concatenate(both))
     foreign = count // 5
     noise = (count - foreign) // 2
     parts = {"digit": count - foreign - noise, "noise": noise, "foreign": foreign}
-    np.save(folder / "new.npy", np.concatenate([draw(n, random, kind)[0] for kind, n in parts.items()]))
+    write_array(folder / "new.npy", np.concatenate([draw(n, random, kind)[0] for kind, n in parts.items()]))
     return [kind for kind, n in parts.items() for _ in range(n)]
 
 

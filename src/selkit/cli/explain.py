@@ -109,6 +109,7 @@ def run(options: Namespace, console: Console) -> Exit:
     from selkit.cli.tables import check_output, write_rows
     from selkit.explain import Explainer
     from selkit.inference.checkpoint import digest
+    from selkit.utils.journal import forget
 
     check_output(options.output, (".npy",))
     for path, suffixes in ((options.table, (".csv", ".json", ".jsonl")), (options.export, (".onnx",))):
@@ -124,7 +125,7 @@ def run(options: Namespace, console: Console) -> Exit:
         explainer.export(options.export)
     path = partial_path(options.output)
     if options.restart:
-        path.unlink(missing_ok=True)
+        forget(path)
     writer = Attributions(options.output.with_name(f"{path.name}.npy"), len(samples))
     key = digest(
         file_digest(options.model),
@@ -187,6 +188,8 @@ class Attributions:
     def _open(self, shape: tuple[int, ...], dtype: Any) -> None:
         import numpy as np
 
+        from selkit.utils.atomic import reserved
+
         if self._array is not None:
             return
         if self.path.exists():
@@ -194,7 +197,7 @@ class Attributions:
             if found.shape == shape and found.dtype == dtype:
                 self._array = found
                 return
-        self._array = np.lib.format.open_memmap(self.path, mode="w+", dtype=dtype, shape=shape)
+        self._array = reserved(self.path, shape, dtype)
         self._array[...] = np.nan
 
     def finish(self, output: Path) -> None:

@@ -98,7 +98,8 @@ def run(options: Namespace, console: Console) -> Exit:
     from selkit.cli.features import features_of, file_digest, need_model, onnx_source
     from selkit.cli.images import ImageOptions, ImageSamples, open_samples
     from selkit.cli.sidecar import Sidecar
-    from selkit.cli.tables import check_output, replacing
+    from selkit.cli.tables import check_output
+    from selkit.utils.atomic import replacing
 
     check_output(options.output, (".safetensors",))
     score = make_score(options.score, options.param)

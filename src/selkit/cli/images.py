@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
+import struct
+import zlib
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selkit.cli.inputs import Chunk, Loaded, Samples, open_array, split_member
+from selkit.cli.inputs import MOST_BYTES, Chunk, Loaded, Samples, at_once, open_array, split_member
 from selkit.errors import FileFormatError, InvalidInputError, MissingExtraError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm")
@@ -88,6 +91,13 @@ def _pillow() -> Any:
     return Image
 
 
+_BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError,
+    AttributeError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's readers raise for broken files."""
+
+
 class ImageSamples:
     """Image files, in the order of their names.
 
@@ -112,6 +122,7 @@ class ImageSamples:
         self._pillow = _pillow()
         self.paths, self.root, self.options = list(paths), root, options
         self.where = str(root)
+        self._each = 1  # bytes of the largest image, as its header says
         self._check_alike()
 
     @classmethod
@@ -146,6 +157,7 @@ class ImageSamples:
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """All images, ``size`` at a time; a hash needs the files' bytes only."""
+        size = at_once(size, self._each)
         for start in range(0, len(self), size):
             paths = self.paths[start : start + size]
             contents = [path.read_bytes() for path in paths]
@@ -176,7 +188,8 @@ class ImageSamples:
             try:
                 with self._pillow.open(path) as image:
                     found = {"--resize": image.size[::-1], "--color": _color(image.mode)}
-            except (OSError, ValueError, SyntaxError, self._pillow.DecompressionBombError):
+                    self._each = max(self._each, _bytes(image))
+            except (*_BROKEN, self._pillow.DecompressionBombError):
                 continue
             for option, value in found.items():
                 if getattr(self.options, option[2:]) is not None:
@@ -198,11 +211,16 @@ class ImageSamples:
             with self._pillow.open(io.BytesIO(content)) as image:
                 if getattr(image, "n_frames", 1) > 1:
                     raise FileFormatError(f"{path} has {image.n_frames} frames; one is needed")
+                if _bytes(image) > MOST_BYTES:
+                    raise FileFormatError(
+                        f"{path} has {image.width} x {image.height} pixels, {_bytes(image) // 2**20} MiB; at "
+                        f"most {MOST_BYTES // 2**20} MiB are read: cut it into tiles"
+                    )
                 pixels = self._pixels(image, path)
         except FileFormatError:
             raise
-        except (OSError, ValueError, SyntaxError, self._pillow.DecompressionBombError) as error:
-            raise FileFormatError(f"{path} is not a readable image: {error}") from error
+        except (*_BROKEN, self._pillow.DecompressionBombError) as error:
+            raise FileFormatError(f"{path} is not a readable image: {_plain(error)}") from error
         if self.options.resize is not None:
             height, width = self.options.resize
             planes = [self._pillow.fromarray(plane) for plane in pixels]
@@ -236,7 +254,7 @@ class ImageSamples:
                     f"{path} has pixels of type {array.dtype}, whose largest value is not known; "
                     "say --scale none"
                 )
-            array = array / largest
+            array = array / np.float32(largest)
         planes = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
         return np.ascontiguousarray(planes, dtype=np.float32)
 
@@ -251,6 +269,16 @@ class ImageSamples:
             each = np.asarray(values, np.float32)[:, None, None]
             pixels = pixels - each if name == "mean" else pixels / each
         return pixels
+
+
+def _bytes(image: Any) -> int:
+    """What an image takes as float32."""
+    return int(image.width * image.height * len(image.getbands()) * 4)
+
+
+def _plain(error: BaseException) -> str:
+    """An error's text without addresses of objects, which differ from run to run."""
+    return re.sub(r"<[^<>]* object at 0x[0-9a-fA-F]+>", "its content", str(error))
 
 
 def _cut_to_bytes(image: Any) -> bool:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias
@@ -15,6 +19,9 @@ from numpy.typing import NDArray
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 
 Array: TypeAlias = NDArray[Any]
+
+MOST_BYTES = 2**28
+"""Of one sample, and of the samples that are read together."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class ArraySamples:
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """All samples, ``size`` at a time."""
+        size = at_once(size, self.array[:1].nbytes)
         for start in range(0, len(self), size):
             yield _array_chunk(start, self.array[start : start + size])
 
@@ -132,12 +140,12 @@ class PackedSamples:
     def __init__(self, path: Path, member: str) -> None:
         self.path, self.member = path, member
         self.where = f"{path}:{member}"
-        with zipfile.ZipFile(path) as archive:
+        with _readable(self.where), zipfile.ZipFile(path) as archive:
             info = archive.getinfo(f"{member}.npy")
             with archive.open(info) as file:
                 self.shape, fortran, self.dtype = _header(file, self.where)
                 _check(self.shape, self.dtype, self.where)
-                expected = file.tell() + int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+                expected = file.tell() + math.prod(self.shape) * self.dtype.itemsize
             if info.file_size != expected:
                 raise FileFormatError(
                     f"{self.where} has {info.file_size} bytes; its header says {expected}: damaged file"
@@ -167,19 +175,41 @@ class PackedSamples:
         return ""
 
     def _read(self, size: int) -> Iterator[Array]:
-        each = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.member}.npy") as file:
+        each = math.prod(self.shape[1:]) * self.dtype.itemsize
+        size = at_once(size, each)
+        with (
+            _readable(self.where),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(f"{self.member}.npy") as file,
+        ):
             _header(file, self.where)
             for start in range(0, len(self), size):
                 rows = min(size, len(self) - start)
-                try:
-                    content = file.read(rows * each)
-                except zipfile.BadZipFile as error:
-                    raise FileFormatError(f"{self.where} is damaged: {error}") from error
+                content = file.read(rows * each)
                 if len(content) < rows * each:
                     raise FileFormatError(f"{self.where} ends before its last sample: damaged file")
                 values = np.frombuffer(content, dtype=self.dtype)
                 yield values.reshape(rows, *self.shape[1:])
+
+
+def at_once(size: int, each: int) -> int:
+    """How many samples are read together, so that a chunk does not take more than :data:`MOST_BYTES`."""
+    return max(1, min(size, MOST_BYTES // max(each, 1)))
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Say of a damaged archive or header that it is one, in one kind of error."""
+    try:
+        yield
+    except (FileFormatError, InvalidInputError, InvalidTypeError, FileNotFoundError, PermissionError):
+        raise
+    # what zipfile, zlib and NumPy's reader of headers raise for files that nobody wrote
+    except (
+        ValueError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, EOFError, OSError,
+        RuntimeError, LookupError, ArithmeticError, TypeError, MemoryError,
+    ) as error:  # fmt: skip
+        raise FileFormatError(f"{where} is damaged: {error}") from error
 
 
 def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -190,7 +220,10 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
         if version not in readers:
             raise ValueError(f"version {version} of the .npy format is not supported")
         return readers[version](file)
-    except (ValueError, zipfile.BadZipFile) as error:
+    except (
+        ValueError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, EOFError,
+        RecursionError, TypeError, LookupError, ArithmeticError, MemoryError,
+    ) as error:  # fmt: skip
         raise FileFormatError(f"{where} is not an array in .npy format: {error}") from error
 
 
@@ -204,6 +237,14 @@ def _check(shape: Sequence[int], dtype: np.dtype[Any], where: str) -> None:
         raise InvalidTypeError(f"{where} has dtype {dtype}; real numbers of at most 64 bits are needed")
     if not shape:
         raise InvalidInputError(f"{where} is a single number; its first axis must be the samples")
+    if any(type(side) is not int or side < 0 for side in shape):
+        raise FileFormatError(f"{where} is damaged: its header says the shape {tuple(shape)}")
+    each = math.prod(shape[1:]) * dtype.itemsize
+    if each > MOST_BYTES:
+        raise InvalidInputError(
+            f"{where} has samples of shape {tuple(shape[1:])}, {each / 2**20:.0f} MiB each; at most "
+            f"{MOST_BYTES // 2**20} MiB are read: cut them into tiles, or use selkit from Python"
+        )
     if 0 in shape:
         raise InvalidInputError(f"{where} is empty: its shape is {tuple(shape)}")
 
@@ -242,14 +283,14 @@ def open_array(where: str) -> ArraySamples | PackedSamples:
     _check(shape, dtype, where)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         raise FileFormatError(f"{where} is shorter than its header says: damaged file ({error})") from error
     return ArraySamples(array, where)
 
 
 def _member(path: Path, member: str | None) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _readable(str(path)), zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     except zipfile.BadZipFile as error:
         raise FileFormatError(f"{path} is not a readable .npz file: {error}") from error
@@ -284,7 +325,7 @@ def read_vector(where: str, name: str, length: int) -> Array:
     else:
         try:
             values = np.loadtxt(where, ndmin=1)
-        except ValueError as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise FileFormatError(
                 f"{name}: {where} is no text file with one number in each line: {error}"
             ) from error

@@ -228,10 +228,12 @@ def _tested(
     options: Namespace,
     console: Console,
 ) -> RoiTable:
+    from selkit.utils.journal import forget
+
     path = None if options.output is None else _checkpoint(options)
     if path is not None:
         if options.restart:
-            path.unlink(missing_ok=True)
+            forget(path)
         if path.exists():
             console.say(f"continuing the run in {path}")
     images: Any = samples if references is None else Pairs(samples, references)
@@ -300,8 +302,8 @@ def write_regions(path: Path, test: RoiTest, samples: Samples, references: Sampl
     """Write the region of every image, ones inside; all zeros where there is none."""
     import numpy as np
 
-    from selkit.cli.tables import replacing
     from selkit.errors import SelkitError
+    from selkit.utils.atomic import replacing, reserved, write_array
     from selkit.utils.progress import track
 
     images: Any = samples if references is None else Pairs(samples, references)
@@ -313,14 +315,12 @@ def write_regions(path: Path, test: RoiTest, samples: Samples, references: Sampl
             except SelkitError:  # its row in the table says why
                 continue
             if regions is None:
-                regions = np.lib.format.open_memmap(
-                    temporary, mode="w+", dtype=np.uint8, shape=(len(samples), *region.shape)
-                )
+                regions = reserved(temporary, (len(samples), *region.shape), np.uint8)
             if regions.shape[1:] != region.shape:
                 raise InvalidInputError("--regions: regions have different shapes, so they fit no one array")
             regions[index] = region
         if regions is None:
-            np.save(temporary, np.zeros((len(samples), 0, 0), np.uint8))
+            write_array(temporary, np.zeros((len(samples), 0, 0), np.uint8))
         else:
             regions.flush()
 

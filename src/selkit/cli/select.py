@@ -70,6 +70,7 @@ def run(options: Namespace, console: Console) -> Exit:
     """Score, decide and write."""
     from selkit.cli.partial import partial_path
     from selkit.cli.tables import check_output, dump_rows, write_rows
+    from selkit.utils.journal import forget
 
     if options.output is not None:
         check_output(options.output)
@@ -85,7 +86,7 @@ def run(options: Namespace, console: Console) -> Exit:
             return code
     path = partial_path(options.output)
     if options.restart:
-        path.unlink(missing_ok=True)
+        forget(path)
     done = _judge_all(judge, samples, path, options, console)
     write_rows(options.output, columns, done.all_rows())
     code = _summary(done, judge, options, console, with_rows=False)

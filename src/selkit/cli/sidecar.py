@@ -11,6 +11,7 @@ import selkit
 from selkit.cli.console import plain
 from selkit.cli.features import file_digest
 from selkit.errors import FileFormatError, InvalidInputError
+from selkit.utils.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Sidecar:
     def write(self, score: Path) -> Path:
         """Write it beside the score's file, and return where."""
         path = beside(score)
-        path.write_text(json.dumps(plain(asdict(self)), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(plain(asdict(self)), indent=2, allow_nan=False) + "\n")
         return path
 
     @classmethod
@@ -65,7 +66,7 @@ class Sidecar:
             return None
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path} does not describe a score: {error}") from error
         if found.score_sha256 != file_digest(score):
             raise InvalidInputError(

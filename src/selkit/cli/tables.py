@@ -7,14 +7,14 @@ import io
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from selkit.cli.console import plain
 from selkit.errors import FileFormatError, InvalidInputError
+from selkit.utils.atomic import replacing
 
 FORMATS = (".csv", ".json", ".jsonl")
 
@@ -37,22 +37,6 @@ def check_output(path: Path, suffixes: Sequence[str] = FORMATS) -> None:
         raise FileNotFoundError(2, "No such folder", str(path.parent))
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise PermissionError(13, "Permission denied", str(path))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of ``path`` only if all goes well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp lets the owner alone read it
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -84,7 +68,26 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return repr(value)
+    return harmless(value) if isinstance(value, str) else str(value)
+
+
+def harmless(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: where it begins like one, an apostrophe comes before.
+
+    A text that begins with apostrophes before such a sign gets one more, so that :func:`read_rows` gives back
+    what was written.
+
+    Examples
+    --------
+    >>> harmless("=1+1.png"), harmless("a.png"), harmless("'=1")
+    ("'=1+1.png", 'a.png', "''=1")
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # full-width signs too: some spreadsheets read them alike
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -105,7 +108,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise FileFormatError(f"{path}: results end with one of {', '.join(FORMATS)}")
     try:
         rows: Any = readers[suffix](path.read_text(encoding="utf-8"))
-    except (ValueError, csv.Error) as error:
+    except (ValueError, csv.Error, RecursionError) as error:
         raise FileFormatError(f"{path} is not readable as {suffix[1:]}: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "index" in row for row in rows):
         raise FileFormatError(f"{path} has no rows with an index; give what select or test has written")
@@ -122,10 +125,10 @@ def _read_csv(text: str) -> list[Any]:
 
 
 def _value(name: str, cell: str | None) -> Any:
-    if cell is None:
-        raise ValueError("a row has too few cells")
+    if not isinstance(cell, str):
+        raise ValueError("a row has too few cells, or too many")
     if name in _TEXT:
-        return cell or None
+        return (cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell) or None
     if cell in ("true", "false", ""):
         return {"true": True, "false": False, "": None}[cell]
     return int(cell) if cell.lstrip("-").isdigit() else float(cell)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.boundary import public
 from selkit.utils.checks import given
 
 Key: TypeAlias = int | str | None
@@ -64,6 +65,7 @@ def entry_of(batch: Any, key: int | str, argument: str) -> Any:
     return _pick(batch, key, argument)
 
 
+@public
 def input_of(batch: Any, key: Key = None) -> Any:
     """The part of a batch that the model takes.
 
@@ -102,6 +104,7 @@ def input_of(batch: Any, key: Key = None) -> Any:
     return batch
 
 
+@public
 def target_of(batch: Any, key: Key = None) -> Any:
     """The part of a batch that says what is true: labels or masks.
 

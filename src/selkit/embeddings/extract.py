@@ -16,6 +16,7 @@ from selkit.embeddings.lightning import alone, moved
 from selkit.embeddings.reading import Reading, prepared, reading_of
 from selkit.embeddings.sources import Pool, Source, Want, check_rows, source_of
 from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.boundary import public
 from selkit.utils.checks import choice, given
 from selkit.utils.progress import track
 
@@ -36,6 +37,7 @@ class Features:
     labels: Tensor | None = None
 
 
+@public
 def extract(
     model: Any,
     loader: Iterable[Any],

@@ -12,6 +12,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from selkit.embeddings.sources import TorchSource
 from selkit.errors import InvalidInputError
 from selkit.utils.arrays import check_count
+from selkit.utils.boundary import public
+from selkit.utils.checks import seed as check_seed
 
 
 class Ensemble(nn.Module):
@@ -29,6 +31,7 @@ class Ensemble(nn.Module):
     torch.Size([5, 3, 2])
     """
 
+    @public
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
         if len(models) < 2:
@@ -71,12 +74,13 @@ class MonteCarloDropout(nn.Module):
     torch.Size([5, 3, 8])
     """
 
+    @public
     def __init__(self, model: nn.Module, members: int = 20, seed: int = 0) -> None:
         super().__init__()
         check_count(members, "members", 2)
         if not any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules()):
             raise InvalidInputError(f"{type(model).__name__} has no dropout layer: all draws would be equal")
-        self.model, self.members, self.seed = model, members, seed
+        self.model, self.members, self.seed = model, members, check_seed(seed)
 
     def logits(self, x: Any) -> Tensor:
         """Logits ``(N, C, M)``."""

@@ -16,6 +16,7 @@ from selkit.embeddings.batches import Keywords, rows_of, to_device
 from selkit.embeddings.outputs import one_row, tensor_of
 from selkit.embeddings.reading import MODEL_ERRORS
 from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.boundary import public
 from selkit.utils.checks import given
 
 Want: TypeAlias = Literal["embedding", "logits"]
@@ -113,6 +114,7 @@ class TorchSource:
         features.
     """
 
+    @public
     def __init__(
         self, model: nn.Module, want: Want = "embedding", *, layer: str | None = None, pool: Pool = None
     ) -> None:
@@ -307,6 +309,7 @@ def _find_layer(model: nn.Module, layer: str) -> nn.Module:
     )
 
 
+@public
 def source_of(model: Any, want: Want = "embedding", *, layer: str | None = None, pool: Pool = None) -> Source:
     """The source that fits a model: a torch module, or an ONNX file, model or bytes; a source is its own.
 

@@ -18,6 +18,7 @@ from selkit.explain.result import Explanation
 from selkit.explain.verify import Verification, verify
 from selkit.graph.files import Source
 from selkit.utils.arrays import check_count
+from selkit.utils.boundary import public
 from selkit.utils.progress import track
 
 BLOCK = 16
@@ -81,6 +82,7 @@ class Explainer:
     array([[ 6., -1.]], dtype=float32)
     """
 
+    @public
     def __init__(
         self,
         model: Source,
@@ -129,6 +131,7 @@ class Explainer:
             raise FileFormatError(f"onnxruntime cannot run the explanation's graph: {error}") from error
 
     @classmethod
+    @public
     def load(cls, path: Source, *, threads: int | None = None) -> Explainer:
         """Load what :meth:`export` wrote.
 
@@ -163,6 +166,7 @@ class Explainer:
             )
         return self._package
 
+    @public
     def explain(self, x: object, target: Target | None = None) -> Explanation:
         """Explain a batch.
 
@@ -232,6 +236,7 @@ class Explainer:
         shape = next(entry.shape for entry in self._session.get_outputs() if entry.name == name)
         return int(shape[1])
 
+    @public
     def export(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
         """Write the graph as one ONNX file that plain onnxruntime runs.
 
@@ -254,6 +259,7 @@ class Explainer:
         """
         self._graph("export").write(path, external=external)
 
+    @public
     def verify(self, x: object) -> Verification:
         """Compare the exported file with this explainer and with the model itself.
 

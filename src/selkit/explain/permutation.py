@@ -15,6 +15,7 @@ from selkit.explain.references import Shape, read_array, read_references
 from selkit.explain.result import Explanation
 from selkit.graph.files import Source, read
 from selkit.utils.arrays import check_count
+from selkit.utils.boundary import public
 from selkit.utils.progress import track
 
 Target: TypeAlias = int | Literal["top", "all"] | Sequence[int]
@@ -76,6 +77,7 @@ class PermutationExplainer:
     array([[3., 3.]])
     """
 
+    @public
     def __init__(
         self,
         model: Source,
@@ -98,6 +100,7 @@ class PermutationExplainer:
         self.mean_output: NDArray[np.float64] = outputs.mean(axis=0)
         self.target = check_target(target, outputs.shape[1])
 
+    @public
     def predict(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """The model's output for a checked batch, ``(N, outputs)``; float64."""
         fixed = self._session.get_inputs()[0].shape[0]
@@ -116,6 +119,7 @@ class PermutationExplainer:
             parts.append(found[: len(rows)].astype(np.float64))
         return np.concatenate(parts)
 
+    @public
     def explain(self, x: object) -> Explanation:
         """Explain a batch.
 

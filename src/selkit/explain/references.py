@@ -14,6 +14,8 @@ from torch import Tensor
 from selkit.embeddings.batches import Key, input_of
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.utils.arrays import as_tensor, check_count
+from selkit.utils.boundary import public
+from selkit.utils.checks import given, integer
 
 Shape: TypeAlias = tuple[int | None, ...]
 
@@ -60,6 +62,7 @@ def read_array(
     return array
 
 
+@public
 def read_references(
     references: object,
     shape: Shape | None = None,
@@ -138,6 +141,7 @@ def summarize(
 ) -> tuple[NDArray[Any], NDArray[np.float64]]: ...
 
 
+@public
 def summarize(
     references: object, k: int, *, seed: int = 0, key: Key = None, weights: bool = False
 ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.float64]]:
@@ -192,7 +196,7 @@ def summarize(
             f"k is {k}, but references has {len(unique)} different samples (of {len(rows)}); "
             f"give k of at most {len(unique)}, or more samples"
         )
-    kmeans = KMeans(k, n_init=4, random_state=check_count(seed, "seed", minimum=0))
+    kmeans = KMeans(k, n_init=4, random_state=integer(seed, "seed", 0, 2**32 - 1))
     labels = kmeans.fit_predict(unique, sample_weight=counts)
     chosen, share = np.empty(k, dtype=np.int64), np.empty(k)
     for cluster in range(k):
@@ -226,6 +230,10 @@ def _batches(
 def _floating(values: object, dtype: DTypeLike | None, name: str) -> NDArray[Any]:
     """The numbers in the model's type; what is not floating is refused."""
     try:
+        wanted = None if dtype is None else np.dtype(dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTypeError(f"dtype must be a type of NumPy; got {given(dtype)}") from error
+    try:
         tensor = as_tensor(values, name)
     except InvalidInputError:
         raise
@@ -236,7 +244,7 @@ def _floating(values: object, dtype: DTypeLike | None, name: str) -> NDArray[Any
             f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; the model takes "
             f"{np.dtype(dtype or np.float32).name}. Convert it as the model's inputs are, scaling included"
         )
-    kind = np.dtype(dtype or (np.float64 if tensor.dtype == torch.float64 else np.float32))
+    kind = wanted or np.dtype(np.float64 if tensor.dtype == torch.float64 else np.float32)
     array = (tensor if tensor.dtype == torch.float64 else tensor.float()).cpu().numpy()
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
         return np.ascontiguousarray(array.astype(kind, copy=False)).reshape(array.shape)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selkit.errors import InvalidInputError, MissingExtraError
+from selkit.utils.boundary import public
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,6 +124,7 @@ class Explanation:
         scale = np.maximum(np.abs(self.output), np.abs(self.base_value))
         return np.asarray(np.abs(self.additivity_error) / np.maximum(scale, np.finfo(np.float64).tiny))
 
+    @public
     def for_target(self, target: int) -> Explanation:
         """The explanation of one of several targets.
 
@@ -179,6 +181,7 @@ class Explanation:
             for index in np.ndindex(self.output.shape)
         ]
 
+    @public
     def plot(self, sample: int = 0, *, target: int | None = None, **options: Any) -> Any:
         """Draw the attributions of one sample: over an image, as bars, or under a signal, by x's shape.
 
@@ -209,6 +212,7 @@ class Explanation:
 
         return plot(self, sample, target=target, **options)
 
+    @public
     def to_shap(self, feature_names: Sequence[str] | None = None) -> Any:
         """The same as a ``shap.Explanation``, for shap's own plots; several targets go on the last axis.
 

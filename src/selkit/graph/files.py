@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -86,11 +86,61 @@ def _inline(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
         return model
     from onnx import inliner
 
+    _check_calls(model, where)
     try:
         return inliner.inline_local_functions(model)
     # the C++ inliner raises whatever its checks raise
     except Exception as error:
         raise FileFormatError(f"{where}: its local functions cannot be inlined ({error})") from error
+
+
+MOST_NODES, MOST_BYTES = 200_000, 2**28
+"""What a model may have after its local functions have taken the place of their calls."""
+
+
+def _check_calls(model: onnx.ModelProto, where: str) -> None:
+    """Refuse functions that call themselves, or whose bodies multiply beyond any real model.
+
+    A function that calls another one twice, which calls another one twice, is small in the file only.
+    """
+    functions = {(function.domain, function.name): function for function in model.functions}
+    sizes: dict[tuple[str, str], tuple[int, int]] = {}
+    open_calls: set[tuple[str, str]] = set()
+
+    def nodes_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+        waiting = list(nodes)
+        while waiting:
+            node = waiting.pop()
+            yield node
+            for attribute in node.attribute:
+                for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                    waiting.extend(graph.node)
+
+    def size(nodes: Iterable[onnx.NodeProto]) -> tuple[int, int]:
+        count = content = 0
+        for node in nodes_of(nodes):
+            key = (node.domain, node.op_type)
+            more = called(key) if key in functions else (1, node.ByteSize())
+            count, content = count + more[0], content + more[1]
+        return count, content
+
+    def called(key: tuple[str, str]) -> tuple[int, int]:
+        if key in open_calls or len(open_calls) > 200:
+            raise FileFormatError(
+                f"{where}: its local function {key[1]!r} calls itself, or calls nest too deeply"
+            )
+        if key not in sizes:
+            open_calls.add(key)
+            sizes[key] = size(functions[key].node)
+            open_calls.remove(key)
+        return sizes[key]
+
+    count, content = size(model.graph.node)
+    if count > MOST_NODES or content > MOST_BYTES + model.ByteSize():
+        raise FileFormatError(
+            f"{where}: its local functions call each other so often that it would have {count} nodes and "
+            f"{content} bytes; at most {MOST_NODES} nodes and {MOST_BYTES} more bytes are read"
+        )
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[object]:

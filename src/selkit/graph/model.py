@@ -16,6 +16,8 @@ from selkit.graph.nodes import Node, build_nodes, unsupported
 from selkit.graph.ops.base import Operator, UnsupportedAttribute
 from selkit.graph.ops.types import to_tensor, torch_dtype
 from selkit.graph.program import Program
+from selkit.utils.boundary import public
+from selkit.utils.checks import seed as check_seed
 
 __all__ = ["Graph", "Node", "ValueSpec"]
 
@@ -67,6 +69,7 @@ class Graph:
     [[[0.0, 2.0]], [[3.0, 0.0]]]
     """
 
+    @public
     def __init__(
         self,
         inputs: Sequence[ValueSpec],
@@ -86,6 +89,7 @@ class Graph:
         return Graph, (self.inputs, self.outputs, self.nodes, dict(self.initializers), dict(self.opset))
 
     @classmethod
+    @public
     def load(cls, model: Source) -> Graph:
         """Load and check a model.
 
@@ -114,6 +118,7 @@ class Graph:
             raise FileFormatError(f"no node computes the model's output(s) {', '.join(missing)}")
         return cls(inputs, outputs, nodes, initializers, opset)
 
+    @public
     def compile(
         self,
         shapes: Mapping[str, tuple[int, ...]],
@@ -167,7 +172,7 @@ class Graph:
             constants=constants or {},
             dtype=dtype,
             device=torch.device(device),
-            seed=seed,
+            seed=None if seed is None else check_seed(seed),
             decompose=decompose,
         )
 

@@ -10,7 +10,8 @@ from scipy.stats import false_discovery_control
 
 from selkit import calibration
 from selkit.errors import InvalidInputError, InvalidTypeError
-from selkit.utils.arrays import check_fraction
+from selkit.utils.arrays import as_tensor, check_fraction
+from selkit.utils.boundary import public
 
 Method: TypeAlias = Literal["bh", "by", "bonferroni", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -61,6 +62,7 @@ def adjusted_p_values(p_values: ArrayLike, method: Method = "bh") -> Floats:
     return result
 
 
+@public
 def benjamini_hochberg(p_values: ArrayLike, alpha: float) -> Flags:
     """Which hypotheses to reject so that the false discovery rate is at most ``alpha``.
 
@@ -95,6 +97,7 @@ def benjamini_hochberg(p_values: ArrayLike, alpha: float) -> Flags:
     return rejected
 
 
+@public
 def benjamini_yekutieli(p_values: ArrayLike, alpha: float) -> Flags:
     """Which hypotheses to reject so that the false discovery rate is at most ``alpha``, however the
     p-values depend on each other (Benjamini & Yekutieli 2001, theorem 1.3).
@@ -159,8 +162,8 @@ def rejected(p_values: ArrayLike, alpha: float, method: Method = "bh") -> Flags:
 def _checked(p_values: ArrayLike) -> tuple[Floats, Flags]:
     """Return the p-values, and which of them are not NaN."""
     try:
-        values = np.asarray(p_values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        values = as_tensor(p_values, "p_values").double().cpu().numpy()
+    except InvalidTypeError as error:
         raise InvalidTypeError(f"p_values must be numbers, one for each hypothesis: {error}") from error
     if values.ndim != 1:
         raise InvalidInputError(

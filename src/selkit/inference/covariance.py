@@ -10,7 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.signal import fftconvolve
 
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.arrays import as_tensor
+from selkit.utils.boundary import public
+from selkit.utils.checks import given
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -29,7 +32,7 @@ class Stationary:
     kernel: ArrayLike
 
     def __post_init__(self) -> None:
-        kernel = np.asarray(self.kernel, dtype=np.float64)
+        kernel = as_tensor(self.kernel, "kernel").double().cpu().numpy()
         if any(side % 2 == 0 for side in kernel.shape) or not kernel.size:
             raise InvalidInputError(f"kernel has sides {kernel.shape}; every side must be odd")
         if not np.all(np.isfinite(kernel)) or not np.allclose(kernel, np.flip(kernel)):
@@ -38,6 +41,7 @@ class Stationary:
             raise InvalidInputError("kernel must be positive in its middle: that is the variance")
         object.__setattr__(self, "kernel", kernel)
 
+    @public
     def times(self, vector: Array) -> Array:
         """Return the covariance matrix times an image."""
         kernel = np.asarray(self.kernel)
@@ -48,6 +52,39 @@ class Stationary:
             )
         kernel = kernel.reshape((1,) * (vector.ndim - kernel.ndim) + kernel.shape)
         return np.asarray(fftconvolve(vector, kernel, mode="same"), dtype=np.float64)
+
+
+def check_var(var: object) -> None:
+    """Refuse, before any image is there, what is no variance of any.
+
+    Raises
+    ------
+    InvalidTypeError
+        For what holds no numbers: text, functions.
+    InvalidInputError
+        For numbers that are not finite and positive.
+    """
+    if isinstance(var, Stationary) or _is_sparse(var):
+        return
+    array = _numbers(var)
+    if array.ndim == 2 and array.shape[0] == array.shape[1] and not np.all(array > 0):
+        array = array.diagonal()  # a covariance matrix may have other entries of any sign
+    check_positive(array)
+
+
+def check_positive(array: Array) -> None:
+    """Refuse variances that are not positive."""
+    if not array.size or not np.all(np.isfinite(array)) or not np.all(array > 0):
+        raise InvalidInputError("var must be finite and positive everywhere")
+
+
+def _numbers(var: object) -> Array:
+    if callable(var) or isinstance(var, (bool, np.bool_)):
+        raise InvalidTypeError(
+            f"var must be a number, an array, a matrix or Stationary; got {given(var)}. "
+            "A function of the image goes to inference_batch(var=)"
+        )
+    return np.asarray(as_tensor(var, "var").double().cpu().numpy())
 
 
 class Covariance:
@@ -76,8 +113,7 @@ class Covariance:
             self._check_matrix(matrix)
             self._var = matrix
         else:
-            detach = getattr(var, "detach", None)
-            array = np.asarray(detach().cpu().numpy() if detach else var, dtype=np.float64)
+            array = _numbers(var)
             if array.ndim == 2 and array.shape == (self.size, self.size) and self.size > 1:
                 self._check_matrix(array)
                 self._var = array
@@ -90,8 +126,7 @@ class Covariance:
                 f"var has shape {array.shape}; for an input of shape {self.shape} give a number, "
                 f"{self.size} numbers, or a matrix of shape ({self.size}, {self.size})"
             )
-        if not np.all(np.isfinite(array)) or not np.all(array > 0):
-            raise InvalidInputError("var must be finite and positive everywhere")
+        check_positive(array)
         return array.reshape(()) if array.size == 1 else array.reshape(self.shape)
 
     def _check_matrix(self, matrix: Any) -> None:

@@ -20,6 +20,8 @@ from selkit.inference.layout import Axes, axes_by_size, check_layout, unknown
 from selkit.inference.postprocess import PostProcess
 from selkit.inference.regions import Region
 from selkit.inference.shape_rules import Threshold
+from selkit.utils.boundary import checked_fields
+from selkit.utils.checks import integer
 
 Pixels = NDArray[np.bool_]
 
@@ -175,6 +177,7 @@ def mean_difference(first: Pixels, second: Pixels, shape: tuple[int, ...]) -> ND
     return np.asarray(one / one.sum() - two / two.sum(), dtype=np.float64)
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class BackMeanDiff(Hypothesis):
     """The mean inside the region minus the mean of everything outside it.
@@ -201,6 +204,7 @@ class BackMeanDiff(Hypothesis):
         return Contrast(mean_difference(roi, outside, shape), outside)
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class NeighborMeanDiff(Hypothesis):
     """The mean inside the region minus the mean of its neighbourhood.
@@ -222,12 +226,13 @@ class NeighborMeanDiff(Hypothesis):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        integer(self.neighborhood_range, "neighborhood_range")
         if self.neighborhood_range < 1:
             raise InvalidInputError(f"neighborhood_range is {self.neighborhood_range}; it must be at least 1")
 
     def contrast(self, roi: Pixels, usable: Pixels, shape: tuple[int, ...]) -> Contrast:
         """Compare the region with the ring around it."""
-        side = 2 * self.neighborhood_range + 1
+        side = 2 * min(self.neighborhood_range, max(roi.shape)) + 1  # beyond the image there is nothing
         space = self.axes(shape).space
         size = tuple(side if axis in space else 1 for axis in range(roi.ndim))
         ring = maximum_filter(roi, size=size, mode="constant", cval=0).astype(bool) & ~roi & usable
@@ -238,6 +243,7 @@ class NeighborMeanDiff(Hypothesis):
         return Contrast(mean_difference(roi, ring, shape), ring)
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class ReferenceMeanDiff(Hypothesis):
     """The mean inside the region minus the mean of the same region in a reference image.

@@ -15,6 +15,7 @@ from selkit.inference.table import RoiRow, RoiTable
 from selkit.inference.truncated import check_alternative
 from selkit.inference.workers import Item, Runner, Work, distribute
 from selkit.utils.arrays import check_fraction
+from selkit.utils.boundary import public
 from selkit.utils.progress import track
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ OnError: TypeAlias = Literal["record", "raise"]
 Keep: TypeAlias = Literal["rows", "results"]
 
 
+@public
 def inference_batch(
     test: RoiTest,
     images: Iterable[Any],

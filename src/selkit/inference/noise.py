@@ -19,7 +19,9 @@ from scipy.stats import norm
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.inference.covariance import Stationary
-from selkit.utils.arrays import check_count, check_fraction
+from selkit.utils.arrays import as_tensor, check_count, check_fraction
+from selkit.utils.boundary import public
+from selkit.utils.checks import boolean, integer, number
 
 Floats: TypeAlias = NDArray[np.float64]
 VarianceMethod: TypeAlias = Literal["moments", "mad", "differences"]
@@ -32,6 +34,7 @@ PADDING = 4
 """A kernel's spectrum is looked at on a grid this many times its side."""
 
 
+@public
 def estimate_variance(
     images: ArrayLike | Sequence[ArrayLike],
     background: ArrayLike | None = None,
@@ -79,6 +82,8 @@ def estimate_variance(
     4.0
     """
     stack = _stack(images, "images")
+    boolean(per_pixel, "per_pixel")
+    integer(rank, "rank", 1)
     if method not in get_args(VarianceMethod):
         raise InvalidInputError(
             f"method is {method!r}; it must be one of {', '.join(get_args(VarianceMethod))}"
@@ -142,6 +147,7 @@ def _differences(stack: Floats, usable: NDArray[np.bool_], rank: int) -> Floats:
     return np.asarray(values[inside] / np.sqrt(np.sum(kernel**2)))
 
 
+@public
 def estimate_stationary(
     noise_images: ArrayLike | Sequence[ArrayLike],
     radius: int | Sequence[int],
@@ -190,6 +196,7 @@ def estimate_stationary(
     stack = _stack(noise_images, "noise_images")
     _check_finite(stack, "noise_images")
     axes = _spatial(stack, rank)
+    mean = None if mean is None else number(mean, "mean")
     sides = [stack.shape[axis] for axis in axes]
     reach = [radius] * rank if isinstance(radius, int) else list(radius)
     if len(reach) != rank:
@@ -253,6 +260,7 @@ def _nearest_covariance(kernel: Floats, steps: int = 200) -> Floats:
     return current
 
 
+@public
 def estimate_covariance(
     noise_images: ArrayLike | Sequence[ArrayLike],
     *,
@@ -299,10 +307,11 @@ def estimate_covariance(
     if stack.ndim < 2 or len(stack) < 2:
         raise InvalidInputError(f"noise_images has shape {stack.shape}; give at least two images (N, ...)")
     rows = stack.reshape(len(stack), -1)
-    center = rows.mean(axis=0) if mean is None else np.asarray(mean, dtype=np.float64).reshape(-1)
+    center = rows.mean(axis=0) if mean is None else as_tensor(mean, "mean").double().cpu().numpy().reshape(-1)
     if center.size not in (1, rows.shape[1]):
         raise InvalidInputError(f"mean has {center.size} values; give one, or one for each pixel")
     rows = rows - center
+    _check_finite(rows**2, "noise_images without their mean, squared,")
     if isinstance(shrinkage, str):
         if shrinkage not in get_args(Shrinkage):
             raise InvalidInputError(

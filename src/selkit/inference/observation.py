@@ -22,6 +22,10 @@ from selkit.inference.postprocess import Builder
 from selkit.inference.score_map import ScoreMap, require_bounded
 from selkit.inference.shape_rules import MaskRule, Masks
 from selkit.inference.truncated import Chi, Normal
+from selkit.utils.checks import number
+
+APART = 1e10
+"""How many times larger or smaller than the image the noise may be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +165,22 @@ def _final(
     return masks.event(within.reshape(chosen.shape)), usable
 
 
+def check_units(image: torch.Tensor, noise: float) -> None:
+    """Refuse noise so far from the image in size that double precision cannot hold both.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``var`` is not in the square of the image's units.
+    """
+    size = float(image.abs().max())
+    if not noise > 0 or not np.isfinite(noise) or (size > 0 and not 1 / APART <= size / noise <= APART):
+        raise InvalidInputError(
+            f"var makes the contrast's standard deviation {noise:.3g}, but the image's largest value is "
+            f"{size:.3g}: they are too far apart to compute with; give var in the square of the image's units"
+        )
+
+
 def observe(
     selection: Selection,
     hypothesis: Hypothesis,
@@ -196,6 +216,9 @@ def observe(
     flat = etas.reshape(len(etas), -1)
     spread = noise * flat @ directions.reshape(len(etas), -1).T
     values = flat @ data.reshape(-1)
+    noise_size = float(np.sqrt(spread.diagonal().max()))
+    check_units(inputs.tested, noise_size)
+    number(null_value, "null_value", -APART * noise_size, APART * noise_size)
     if not np.all(np.linalg.eigvalsh(spread) > 0):
         raise InvalidInputError(
             "the contrast has no positive variance under var, or several contrasts depend on each other"

@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from selkit.errors import InvalidInputError, MissingExtraError
+from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.inference.intervals import Intervals
 from selkit.inference.result import RoiResult
-from selkit.utils.arrays import check_count, check_fraction
+from selkit.utils.arrays import as_tensor, check_count, check_fraction
+from selkit.utils.boundary import public
+from selkit.utils.checks import given, integer
+from selkit.utils.figures import axes
+from selkit.utils.text import p_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,10 +23,14 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7f7f7f"
 """Told apart with any colour vision, and in grey."""
 
+MOST = 1_000_000
+"""Points or bins: more than any picture shows."""
+
 REACH, BEYOND = 4.5, 1.5
 """How many standard deviations :func:`plot_line` shows around the null value, and beyond the observation."""
 
 
+@public
 def plot_p_values(p: ArrayLike, *, bins: int = 20, ax: Axes | None = None) -> Axes:
     """Draw a histogram of p-values, with the density that they have where nothing is there: uniform.
 
@@ -33,7 +41,7 @@ def plot_p_values(p: ArrayLike, *, bins: int = 20, ax: Axes | None = None) -> Ax
     bins
         Number of bins of [0, 1].
     ax
-        Where to draw; by default a new figure, ``ax.figure``.
+        Where to draw; by default a new figure of pyplot, ``ax.figure``, which notebooks show.
 
     Returns
     -------
@@ -53,8 +61,9 @@ def plot_p_values(p: ArrayLike, *, bins: int = 20, ax: Axes | None = None) -> Ax
     [2.0, 0.0, 1.0, 1.0]
     """
     values = _p_values(p)
-    ax = _axes(ax)
+    ax = axes(ax)
     check_count(bins, "bins")
+    integer(bins, "bins", 1, MOST)
     ax.hist(
         values, bins=bins, range=(0, 1), density=True, color=BLUE, alpha=0.7, label=f"{len(values)} p-values"
     )
@@ -64,6 +73,7 @@ def plot_p_values(p: ArrayLike, *, bins: int = 20, ax: Axes | None = None) -> Ax
     return ax
 
 
+@public
 def plot_qq(p: ArrayLike, *, confidence: float = 0.95, ax: Axes | None = None) -> Axes:
     """Draw sorted p-values against the quantiles of the uniform distribution.
 
@@ -98,7 +108,7 @@ def plot_qq(p: ArrayLike, *, confidence: float = 0.95, ax: Axes | None = None) -
     count = len(values)
     width = float(stats.kstwo.ppf(check_fraction(confidence, "confidence", zero=False, one=False), count))
     test = float(stats.kstest(values, "uniform").pvalue)
-    ax = _axes(ax)
+    ax = axes(ax)
     # The empirical distribution jumps at each point, from (k-1)/n to k/n: both must be within the distance.
     order = np.arange(1, count + 1) / count
     middle = order - 0.5 / count
@@ -121,6 +131,7 @@ def plot_qq(p: ArrayLike, *, confidence: float = 0.95, ax: Axes | None = None) -
     return ax
 
 
+@public
 def plot_region(image: ArrayLike, result: RoiResult, *, channel: int = 0, ax: Axes | None = None) -> Axes:
     """Draw an image and the outline of the region that was tested, with its p-value.
 
@@ -146,8 +157,8 @@ def plot_region(image: ArrayLike, result: RoiResult, *, channel: int = 0, ax: Ax
     MissingExtraError
         If matplotlib is not installed.
     """
-    detach = getattr(image, "detach", None)
-    pixels = np.squeeze(np.asarray(detach().cpu().numpy() if detach else image, dtype=np.float64))
+    result = _result(result)
+    pixels = np.squeeze(as_tensor(image, "image").double().cpu().numpy())
     region = np.asarray(result.roi, dtype=bool)
     pixels, region = _channels_first(pixels, result), _channels_first(region, result)
     if pixels.ndim == region.ndim + 1:
@@ -159,7 +170,7 @@ def plot_region(image: ArrayLike, result: RoiResult, *, channel: int = 0, ax: Ax
             f"image has shape {np.shape(image)}, which does not fit the region's {result.roi.shape}; give "
             "the tested image"
         )
-    ax = _axes(ax)
+    ax = axes(ax)
     if pixels.ndim == 1:
         ax.plot(np.arange(len(pixels)), pixels, color=GREY)
         for start, end in _runs(region):
@@ -170,10 +181,11 @@ def plot_region(image: ArrayLike, result: RoiResult, *, channel: int = 0, ax: Ax
         ax.imshow(pixels, cmap="gray", interpolation="nearest")
         ax.add_collection(LineCollection(list(_outline(region)), colors=ORANGE, linewidths=1.8))
         ax.set(xticks=[], yticks=[])
-    ax.set_title(f"p = {result.p_value:.3g} (naive {result.naive_p_value():.3g})")
+    ax.set_title(f"p = {p_text(result.p_value, 3)} (naive {p_text(result.naive_p_value(), 3)})")
     return ax
 
 
+@public
 def plot_line(result: RoiResult, *, points: int = 1000, ax: Axes | None = None) -> Axes:
     """Draw the null distribution of the contrast, the truncation set, and where the observation lies.
 
@@ -199,7 +211,8 @@ def plot_line(result: RoiResult, *, points: int = 1000, ax: Axes | None = None) 
     MissingExtraError
         If matplotlib is not installed.
     """
-    ax = _axes(ax)
+    result = _result(result)
+    ax = axes(ax)
     scale, distribution = result.scale, result.distribution
     center = float(getattr(distribution, "mean", 0.0))
     low = max(min(center - REACH, result.z_score - BEYOND), float(distribution.support[0, 0]))
@@ -207,7 +220,7 @@ def plot_line(result: RoiResult, *, points: int = 1000, ax: Axes | None = None) 
     # The observation and the ends of the set are among the points, so that steps are drawn where they are.
     truncated = np.asarray(result.truncated_intervals) / scale
     ends = truncated[(truncated >= low) & (truncated <= high)]
-    grid = np.linspace(low, high, check_count(points, "points", minimum=2))
+    grid = np.linspace(low, high, integer(points, "points", 2, MOST))
     z = np.unique(np.concatenate([grid, ends, [result.z_score]]))
     density = np.exp(distribution.log_density(z)) / scale
     ax.plot(z * scale, density, color=GREY, linestyle="--", label="before selection")
@@ -219,7 +232,7 @@ def plot_line(result: RoiResult, *, points: int = 1000, ax: Axes | None = None) 
     for start, end in np.clip(truncated, low, high):
         if start < end:
             ax.axvspan(start * scale, end * scale, color=BLUE, alpha=0.15, linewidth=0)
-    ax.axvline(result.stat, color=ORANGE, label=f"observed, p = {result.p_value:.3g}")
+    ax.axvline(result.stat, color=ORANGE, label=f"observed, p = {p_text(result.p_value, 3)}")
     ax.set(xlim=(low * scale, high * scale), xlabel="contrast", ylabel="density")
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
@@ -232,18 +245,14 @@ def _given(z: NDArray[np.float64], truncated: Intervals) -> NDArray[np.bool_]:
     return np.asarray((index >= 0) & (z <= truncated[np.maximum(index, 0), 1]))
 
 
-def _axes(ax: Axes | None) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "plots need matplotlib; install it with: pip install 'selkit[report]'"
-        ) from error
-    return Figure(figsize=(6.4, 4.4), layout="constrained").add_subplot() if ax is None else ax
+def _result(result: object) -> RoiResult:
+    if not isinstance(result, RoiResult):
+        raise InvalidTypeError(f"result must be what a test of a region returns; got {given(result)}")
+    return result
 
 
 def _p_values(p: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(p, dtype=np.float64).reshape(-1)
+    values: NDArray[np.float64] = as_tensor(p, "p").double().cpu().numpy().reshape(-1)
     values = values[~np.isnan(values)]
     if not len(values):
         raise InvalidInputError("p has no p-value; give at least one that is not NaN")
@@ -253,7 +262,7 @@ def _p_values(p: ArrayLike) -> NDArray[np.float64]:
 
 
 def _channel(array: NDArray[Any], channel: int, name: str) -> NDArray[Any]:
-    if not -len(array) <= channel < len(array):
+    if not -len(array) <= integer(channel, "channel") < len(array):
         raise InvalidInputError(f"channel is {channel}, but the {name} has {len(array)}")
     return np.asarray(array[channel])
 

@@ -17,6 +17,8 @@ from selkit.errors import InvalidInputError
 from selkit.graph.ops.base import find, versions
 from selkit.graph.program import Program
 from selkit.inference.layout import Axes, Layouts, axes_by_size, unknown
+from selkit.utils.boundary import checked_fields
+from selkit.utils.checks import number
 
 
 class Builder:
@@ -217,6 +219,7 @@ def _check_kernel(size: int) -> None:
         raise InvalidInputError(f"kernel_size is {size}; it must be odd and positive")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class AverageFilter(PostProcess):
     """The mean over a window around each pixel, zeros outside the map.
@@ -237,6 +240,7 @@ class AverageFilter(PostProcess):
         return _filter(g, score, torch.ones(self.kernel_size, dtype=torch.float64), "AverageFilter")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class GaussianFilter(PostProcess):
     """A Gaussian-weighted mean over a window around each pixel, zeros outside the map.
@@ -254,8 +258,11 @@ class GaussianFilter(PostProcess):
 
     def __post_init__(self) -> None:
         _check_kernel(self.kernel_size)
-        if not self.sigma > 0:
+        if not number(self.sigma, "sigma") > 0:
             raise InvalidInputError(f"sigma is {self.sigma}; it must be positive")
+        number(
+            self.sigma, "sigma", 1e-3, 1e6
+        )  # outside, weights are those of a single pixel, or all the same
 
     def build(self, g: Builder, score: str, x: str) -> str:
         """Append a convolution with Gaussian weights."""

@@ -19,12 +19,18 @@ from selkit.errors import InvalidInputError
 from selkit.inference.inputs import Array, read_inputs
 from selkit.inference.result import RoiResult
 from selkit.inference.truncated import Alternative, Normal, logsumexp
+from selkit.utils.boundary import public
+from selkit.utils.checks import number
+from selkit.utils.checks import seed as check_seed
 
 if TYPE_CHECKING:
     from selkit.inference.acceptance.given import Acceptance
     from selkit.inference.roi import RoiTest
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(40)
+
+RATIO = 1e6
+"""How many times more or less noise may be added than there is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +66,7 @@ class RandomizedResult:
         """The region, selected on the noisy image."""
         return self.selection.roi
 
+    @public
     def confidence_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Selective confidence interval of the contrast, in the input's units.
 
@@ -142,6 +149,9 @@ def randomized_inference(
                 f"{name} is {value!r}; randomized inference needs a positive number: white noise"
             )
     own, added = float(var), float(noise_var)
+    number(noise_var, "noise_var", own / RATIO, own * RATIO)
+    number(null_value, "null_value")
+    seed = check_seed(seed)
     inputs = read_inputs(
         x, test.graph.inputs, test.hypothesis.i_idx, with_reference=False, device=test.device
     )

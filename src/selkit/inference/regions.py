@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from selkit.errors import InvalidInputError
 from selkit.inference.levels import TIE, tie
 from selkit.inference.postprocess import Builder
+from selkit.utils.boundary import checked_fields
 
 
 class Region(ABC):
@@ -106,6 +107,7 @@ class Region(ABC):
         return tie(score)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ArgMax(Region):
     """The pixels at which one class has the largest score of all classes, and no other class has it too.
@@ -145,6 +147,7 @@ class ArgMax(Region):
         return g.add("Sub", mine, g.add("ReduceMax", rest, torch.tensor([1]), keepdims=1))
 
 
+@checked_fields
 @dataclass(frozen=True)
 class TopK(Region):
     """The ``k`` pixels with the largest scores.
@@ -197,6 +200,7 @@ def _clear(drops: NDArray[np.bool_], k: int) -> str:
     return f"choose k={' or k='.join(near)}"
 
 
+@checked_fields
 @dataclass(frozen=True)
 class PredictedClass(Region):
     """A region of the predicted class's map, such as a class-activation map (Zhou et al. 2016, "Learning deep

@@ -23,6 +23,9 @@ from selkit.inference.truncated import (
     median_unbiased,
     p_value,
 )
+from selkit.utils.boundary import public
+from selkit.utils.checks import number
+from selkit.utils.text import p_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +109,7 @@ class RoiResult:
         """The standardised statistic ``stat / scale``."""
         return self.stat / self.scale
 
+    @public
     def image_at(self, values: ArrayLike) -> NDArray[np.float64]:
         """Return the image whose contrast has been moved to each of ``values``.
 
@@ -127,6 +131,7 @@ class RoiResult:
         """The p-value of a test that ignores that the data chose the region; it is too small."""
         return p_value(self.distribution, self.z_score, self.distribution.support, self.alternative)
 
+    @public
     def bonferroni_p_value(self, log_num_comparisons: float | None = None) -> float:
         """The naive p-value times the number of regions that could have been chosen.
 
@@ -135,10 +140,13 @@ class RoiResult:
         log_num_comparisons
             Logarithm of that number; by default that of all subsets of the score map's pixels.
         """
-        count = self.score_map.size * np.log(2.0) if log_num_comparisons is None else log_num_comparisons
+        count = self.score_map.size * np.log(2.0)
+        if log_num_comparisons is not None:
+            count = number(log_num_comparisons, "log_num_comparisons", 0.0)
         naive = self.naive_p_value()
         return float(min(1.0, np.exp(min(0.0, np.log(naive) + count)))) if naive > 0 else 0.0
 
+    @public
     def confidence_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Selective confidence interval of the contrast, in the input's units.
 
@@ -149,6 +157,7 @@ class RoiResult:
         lower, upper = confidence_interval(self.z_score, self.truncated_intervals / self.scale, confidence)
         return lower * self.scale, upper * self.scale
 
+    @public
     def estimate(self, method: str = "median") -> float:
         """Selective point estimate of the contrast, in the input's units.
 
@@ -182,6 +191,6 @@ class RoiResult:
 
     def __str__(self) -> str:
         return (
-            f"stat {self.stat:.4f}, selective p-value {self.p_value:.4g} in [{self.inf_p:.4g}, "
-            f"{self.sup_p:.4g}], naive {self.naive_p_value():.4g}, region of {int(self.roi.sum())} pixels"
+            f"stat {self.stat:.4f}, selective p-value {p_text(self.p_value)} in [{self.inf_p:.4g}, "
+            f"{self.sup_p:.4g}], naive {p_text(self.naive_p_value())}, region of {int(self.roi.sum())} pixels"
         )

@@ -16,6 +16,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.graph import Graph
 from selkit.inference.acceptance.build import EventCache
 from selkit.inference.acceptance.given import Acceptance, as_acceptance
+from selkit.inference.covariance import check_var
 from selkit.inference.hypotheses import Hypothesis, ReferenceMeanDiff
 from selkit.inference.inputs import Array, read_inputs
 from selkit.inference.layout import Axes, Layouts, components
@@ -32,8 +33,12 @@ from selkit.inference.table import RoiTable
 from selkit.inference.threads import threads, useful
 from selkit.inference.truncated import Alternative, check_alternative
 from selkit.scores import UncertaintyScore
+from selkit.utils.boundary import public
+from selkit.utils.checks import given, instance
+from selkit.utils.checks import seed as check_seed
 
 
+@public
 def load(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     hypothesis: Hypothesis,
@@ -111,6 +116,13 @@ def load(
     )
 
 
+def _device(device: object) -> torch.device:
+    try:
+        return torch.device(device)  # type: ignore[call-overload, no-any-return]
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(f"device must be one that torch knows; got {given(device)}") from error
+
+
 class RoiTest:
     """A model and a hypothesis, ready to test images.
 
@@ -124,6 +136,7 @@ class RoiTest:
         See :func:`load`.
     """
 
+    @public
     def __init__(
         self,
         graph: Graph,
@@ -137,6 +150,7 @@ class RoiTest:
         channel: int | None = None,
         resize: ResizeMode | None = None,
     ) -> None:
+        instance(graph, "graph", Graph, "a selkit.graph.Graph")
         if not isinstance(hypothesis, Hypothesis):
             raise InvalidTypeError(
                 f"hypothesis is a {type(hypothesis).__name__}; give an instance of a selkit hypothesis, "
@@ -156,7 +170,10 @@ class RoiTest:
         self.graph = graph
         self.hypothesis = hypothesis.told(layout=layout, score_map=score_map, post_process=steps)
         self._output_name()
-        self.var, self.seed, self.device = var, seed, torch.device(device)
+        if var is not None:
+            check_var(var)
+        self.var, self.device = var, _device(device)
+        self.seed = None if seed is None else check_seed(seed)
         self._compiled: tuple[object, ScoreMap] | None = None
         self._accepting = EventCache()
 
@@ -164,6 +181,7 @@ class RoiTest:
         """Leave out the compiled programs, which a copy makes anew."""
         return {**self.__dict__, "_compiled": None, "_accepting": EventCache()}
 
+    @public
     def inference(
         self,
         x: Array | Sequence[Array],
@@ -237,6 +255,7 @@ class RoiTest:
         options = self._options(selection, goal, alternative, null_value, accepted)
         return self._test(selection, selection.roi, var, options)
 
+    @public
     def inference_components(
         self,
         x: Array | Sequence[Array],
@@ -281,6 +300,7 @@ class RoiTest:
         labels, count = components(selection.roi, selection.tested)
         return [self._test(selection, labels == place, var, options) for place in range(1, count + 1)]
 
+    @public
     def inference_randomized(
         self,
         x: Array,
@@ -333,6 +353,7 @@ class RoiTest:
             accepted_by=as_acceptance(accepted_by, embedding),
         )
 
+    @public
     def inference_batch(self, images: Iterable[Any], var: Any = None, **options: Any) -> RoiTable:
         """Test many images, in parallel and with a progress bar.
 
@@ -361,6 +382,7 @@ class RoiTest:
         event = None if accepted is None else self._accepting.event(accepted, self, selection.inputs)
         return Options(goal, check_alternative(alternative), null_value, event)
 
+    @public
     def select(self, x: Array | Sequence[Array], mask: Array | None = None) -> Selection:
         """Return the region that the model selects.
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from selkit.errors import InvalidInputError, MissingExtraError
 from selkit.inference.adjust import Flags, Floats, Method, adjusted_p_values, rejected
 from selkit.inference.result import RoiResult
+from selkit.utils.arrays import check_fraction
+from selkit.utils.boundary import public
+from selkit.utils.checks import instance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +74,7 @@ class RoiRow:
         return self.error_type is not None
 
     @classmethod
+    @public
     def of(cls, index: int, result: RoiResult, seconds: float, *, keep: bool) -> RoiRow:
         """Return the row of a result; the result itself is dropped unless ``keep``."""
         return cls(
@@ -91,6 +95,7 @@ class RoiRow:
         )
 
     @classmethod
+    @public
     def of_error(cls, index: int, error: Exception, seconds: float = np.nan) -> RoiRow:
         """Return the row of an image that could not be tested."""
         return cls(index=index, seconds=seconds, error_type=type(error).__name__, error=str(error))
@@ -119,9 +124,12 @@ class RoiTable(Sequence[RoiRow]):
     array([ True, False,  True, False])
     """
 
+    @public
     def __init__(self, rows: Sequence[RoiRow], *, fdr: float | None = None) -> None:
-        self._rows = tuple(rows)
-        self.fdr = fdr
+        for row in rows:
+            instance(row, "rows", RoiRow, "a sequence of RoiRow")
+        self._rows: tuple[RoiRow, ...] = tuple(rows)
+        self.fdr = None if fdr is None else check_fraction(fdr, "fdr", zero=False, one=False)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -165,6 +173,7 @@ class RoiTable(Sequence[RoiRow]):
         """The selective p-values, of shape (N,); NaN for images that failed."""
         return np.array([row.p_value for row in self._rows], dtype=np.float64)
 
+    @public
     def adjusted(self, method: Method = "bh", *, values: Which = "p_value") -> Floats:
         """P-values adjusted for the number of images that were tested.
 
@@ -182,6 +191,7 @@ class RoiTable(Sequence[RoiRow]):
         """
         return adjusted_p_values(self._values(values), method)
 
+    @public
     def rejected(
         self, alpha: float | None = None, method: Method = "bh", *, values: Which = "p_value"
     ) -> Flags:

@@ -12,8 +12,15 @@ from selkit.metrics.curve import RiskCoverage
 from selkit.metrics.functional import as_vector_tensor, check_pair, check_values
 from selkit.metrics.summary import check_points, summarize
 from selkit.utils.arrays import ArrayLike
+from selkit.utils.boundary import public
+from selkit.utils.checks import integer
+from selkit.utils.checks import seed as check_seed
+
+MOST = 1_000_000
+"""Resamples: more change no interval."""
 
 
+@public
 def bootstrap_risk_coverage(
     score: ArrayLike,
     loss: ArrayLike,
@@ -72,7 +79,8 @@ def bootstrap_risk_coverage(
     score_, order = score_.sort()
     loss_, order = loss_[order].double().sort(stable=True)
     score_, by_score = score_[order].sort(stable=True)
-    draw = torch.Generator().manual_seed(seed)
+    integer(n_boot, "n_boot", 1, MOST)
+    draw = torch.Generator().manual_seed(check_seed(seed))
     replicates: dict[str, list[Tensor]] = {}
     for _ in range(n_boot):
         drawn = torch.randint(len(loss_), (len(loss_),), generator=draw)

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from selkit.errors import InvalidInputError, MissingExtraError
+from selkit.errors import InvalidInputError
 from selkit.metrics import blocks
+from selkit.utils.boundary import public
+from selkit.utils.checks import integer
+from selkit.utils.figures import axes, lone_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,6 +124,7 @@ class RiskCoverage:
         """:attr:`risk` minus :attr:`reference`, ``(M,)``."""
         return self.risk - self.reference
 
+    @public
     def expected_risk(self, coverage: Tensor) -> Tensor:
         """Risk of accepting a given fraction of the samples, tied ones in a random order.
 
@@ -212,6 +216,7 @@ class RiskCoverage:
         """The area under :attr:`excess`."""
         return self.excess_aurc if self.risk_type == "selective" else self.excess_augrc
 
+    @public
     def index_at_coverage(self, coverage: float) -> int:
         """Position of the lowest threshold that accepts at least this fraction.
 
@@ -224,6 +229,7 @@ class RiskCoverage:
         needed = max(1, math.ceil(wanted - 1e-9 * self.n))  # 0.7 * 10 is 7, not 8
         return int(torch.searchsorted(self.accepted, needed))
 
+    @public
     def risk_at_coverage(self, coverage: float) -> Tensor:
         """Selective risk at the lowest threshold that accepts at least this fraction.
 
@@ -244,6 +250,7 @@ class RiskCoverage:
         """
         return self.selective_risk[self.index_at_coverage(coverage)]
 
+    @public
     def coverage_at_risk(self, risk: float) -> Tensor:
         """The largest coverage whose selective risk is at most ``risk``.
 
@@ -269,6 +276,7 @@ class RiskCoverage:
         good = self.loss_sum <= risk * self.accepted + slack
         return torch.where(good, self.coverage, 0.0).max()
 
+    @public
     def plot(
         self,
         empirical: bool = True,
@@ -306,14 +314,11 @@ class RiskCoverage:
         wanted = {"empirical": empirical, "reference": reference, "excess": excess}
         if not any(wanted.values()):
             raise InvalidInputError("nothing to plot: set one of empirical, reference, excess to True")
-        try:
-            from matplotlib.figure import Figure as NewFigure
-        except ImportError as error:
-            raise MissingExtraError(
-                "plots need matplotlib; install it with: pip install 'selkit[report]'"
-            ) from error
+        integer(digits, "digits", 0, 17)
+        integer(max_points, "max_points", 2)
         if ax is None:
-            ax = NewFigure(figsize=(6.4, 4.4), layout="constrained").add_subplot()
+            ax = lone_axes()
+        ax = axes(ax)
         at = self._plot_coverages(max_points)
         mine = self.expected_risk(at)
         best = self._risk_of(self.best_accepted, self.best_loss_sum, at * self.n)

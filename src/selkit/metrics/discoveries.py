@@ -11,8 +11,10 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics.gather import gather_tensors
+from selkit.utils.boundary import public
 
 
+@public
 def discoveries(p_value: Tensor, fdr: float = 0.05) -> Tensor:
     """Which hypotheses Benjamini and Hochberg's procedure rejects.
 
@@ -85,6 +87,7 @@ class DiscoveryMetric(Metric):
     total: Tensor
     accepted: Tensor
 
+    @public
     def __init__(self, fdr: float = 0.05, *, alpha: float = 0.05, prefix: str = "", **kwargs: Any) -> None:
         kwargs.setdefault("dist_sync_fn", gather_tensors)
         super().__init__(**kwargs)
@@ -100,6 +103,7 @@ class DiscoveryMetric(Metric):
         """Keep the dtypes of the states: p-values and counts need theirs."""
         return self
 
+    @public
     def update(self, p_value: Tensor, selected: Tensor) -> None:
         """Add a batch.
 

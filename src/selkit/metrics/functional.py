@@ -8,6 +8,7 @@ from torch import Tensor
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics.curve import RiskCoverage, check_risk_type
 from selkit.utils.arrays import ArrayLike, as_tensor
+from selkit.utils.boundary import public
 
 
 def as_vector_tensor(values: ArrayLike, name: str) -> Tensor:
@@ -55,6 +56,7 @@ def _cumulative(key: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return key[ends], ends + 1, loss.cumsum(0, dtype=torch.float64)[ends]
 
 
+@public
 def risk_coverage(score: ArrayLike, loss: ArrayLike, risk: str = "selective") -> RiskCoverage:
     """The risk-coverage curve of a score.
 
@@ -114,6 +116,7 @@ def risk_coverage(score: ArrayLike, loss: ArrayLike, risk: str = "selective") ->
     )
 
 
+@public
 def aurc(score: ArrayLike, loss: ArrayLike) -> Tensor:
     """Area under the risk-coverage curve: mean over ``k`` of the mean loss of the ``k`` lowest scores.
 
@@ -135,6 +138,7 @@ def aurc(score: ArrayLike, loss: ArrayLike) -> Tensor:
     return risk_coverage(score, loss).aurc
 
 
+@public
 def excess_aurc(score: ArrayLike, loss: ArrayLike) -> Tensor:
     """AURC above that of the best possible score, the loss itself (Geifman et al. 2019).
 
@@ -157,6 +161,7 @@ def excess_aurc(score: ArrayLike, loss: ArrayLike) -> Tensor:
     return risk_coverage(score, loss).excess_aurc
 
 
+@public
 def augrc(score: ArrayLike, loss: ArrayLike) -> Tensor:
     """Area under the generalized risk-coverage curve (Traub et al. 2024).
 
@@ -178,6 +183,7 @@ def augrc(score: ArrayLike, loss: ArrayLike) -> Tensor:
     return risk_coverage(score, loss).augrc
 
 
+@public
 def risk_at_coverage(score: ArrayLike, loss: ArrayLike, coverage: float) -> Tensor:
     """Selective risk at the lowest threshold that accepts at least a given fraction.
 
@@ -201,6 +207,7 @@ def risk_at_coverage(score: ArrayLike, loss: ArrayLike, coverage: float) -> Tens
     return risk_coverage(score, loss).risk_at_coverage(coverage)
 
 
+@public
 def coverage_at_risk(score: ArrayLike, loss: ArrayLike, risk: float) -> Tensor:
     """The largest coverage whose selective risk is at most ``risk``.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.boundary import public
 from selkit.utils.checks import given, integer
 
 
@@ -53,6 +54,7 @@ def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
     return total / valid.sum(1)
 
 
+@public
 def zero_one_loss(preds: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
     """1 where the predicted class is wrong, else 0.
 
@@ -107,6 +109,7 @@ def zero_one_loss(preds: Tensor, target: Tensor, *, ignore_index: int | None = N
     return torch.where(unknown, torch.nan, (preds.long() != target).float())
 
 
+@public
 def absolute_error(preds: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
     """Mean absolute difference of each sample.
 
@@ -136,6 +139,7 @@ def absolute_error(preds: Tensor, target: Tensor, *, ignore_index: int | None = 
     return _mean((_floating(preds) - _floating(target)).abs(), _valid(target, ignore_index))
 
 
+@public
 def squared_error(preds: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
     """Mean squared difference of each sample.
 
@@ -170,6 +174,7 @@ def _floating(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+@public
 def dice_loss(preds: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
     """One minus the Dice coefficient of each sample's binary masks, ``2 |A and B| / (|A| + |B|)``.
 

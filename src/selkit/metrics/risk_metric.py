@@ -12,12 +12,13 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from selkit.errors import InvalidInputError, InvalidTypeError, NotAvailableError
 from selkit.metrics import bins as float_bins
-from selkit.metrics.bootstrap import bootstrap_risk_coverage
+from selkit.metrics.bootstrap import MOST, bootstrap_risk_coverage
 from selkit.metrics.curve import RiskCoverage, check_risk_type
 from selkit.metrics.functional import as_vector_tensor, check_pair, risk_coverage
 from selkit.metrics.gather import gather_tensors
 from selkit.metrics.losses import zero_one_loss
 from selkit.metrics.summary import check_points, names_of, summarize
+from selkit.utils.boundary import public
 from selkit.utils.checks import integer, number
 from selkit.utils.checks import seed as check_seed
 
@@ -86,6 +87,7 @@ class RiskCoverageMetric(Metric):
     loss_low: Tensor
     loss_high: Tensor
 
+    @public
     def __init__(
         self,
         risk: str = "selective",
@@ -117,6 +119,8 @@ class RiskCoverageMetric(Metric):
             raise InvalidInputError(
                 f"n_boot must be at least 0 and confidence in (0, 1); got {n_boot} and {confidence}"
             )
+        integer(n_boot, "n_boot", 0, MOST)
+        check_seed(seed)
         if n_boot and bins is not None:
             raise NotAvailableError(
                 "the bootstrap draws single samples, which bins= does not keep; use bins=None or n_boot=0"
@@ -156,6 +160,7 @@ class RiskCoverageMetric(Metric):
         """Keep the dtypes of the states: sums and counts need theirs."""
         return self
 
+    @public
     def update(self, *args: Tensor, **kwargs: Tensor) -> None:
         """Add a batch.
 
@@ -304,6 +309,7 @@ class RiskCoverageMetric(Metric):
         super().reset()
         self._last_curve = None
 
+    @public
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
         """Draw :meth:`get_curve`; arguments as for :meth:`RiskCoverage.plot`.
 

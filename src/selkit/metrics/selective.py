@@ -13,6 +13,8 @@ from torchmetrics import Metric, MetricCollection
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics.gather import gather_tensors
+from selkit.utils.arrays import as_tensor
+from selkit.utils.boundary import public
 
 SCOPES = ("full", "selected", "rejected")
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -112,6 +114,7 @@ class SelectiveMetric(Metric):
     rejected: MetricCollection
     count: Tensor
 
+    @public
     def __init__(
         self,
         base: Metric | MetricCollection,
@@ -133,6 +136,7 @@ class SelectiveMetric(Metric):
         ]
         self.add_state("count", default=torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
 
+    @public
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Add a batch.
 
@@ -176,7 +180,13 @@ class SelectiveMetric(Metric):
             if decidable is None:
                 continue
             named = dict(zip(kwargs, decidable[len(args) :], strict=True))
-            getattr(self, scope).update(*decidable[: len(args)], **named)
+            try:
+                getattr(self, scope).update(*decidable[: len(args)], **named)
+            # a metric of another library refuses what it does not take in its own words
+            except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+                raise InvalidInputError(
+                    f"{type(getattr(self, scope)).__name__} does not take these values: {error}"
+                ) from error
 
     def _decidable(self, values: list[Any], rows: int) -> list[Any] | None:
         """Without rows whose prediction is NaN, for metrics that would then take all others for logits."""
@@ -257,7 +267,7 @@ class SelectiveMetric(Metric):
 
 
 def _as_mask(selected: Any) -> Tensor:
-    mask = torch.as_tensor(selected)
+    mask = as_tensor(selected, "selected")
     if mask.ndim == 2 and mask.shape[1] == 1:
         mask = mask[:, 0]
     if mask.ndim != 1:

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from selkit.utils.boundary import public
+from selkit.utils.checks import integer
+
 if TYPE_CHECKING:
     from selkit.utils.arrays import ArrayLike
 
 Floats = NDArray[np.float64]
 
 
+@public
 def risk_coverage_interval(
     score: ArrayLike,
     loss: ArrayLike,
@@ -56,6 +60,7 @@ def risk_coverage_interval(
     from selkit.metrics import bootstrap_risk_coverage, risk_coverage
     from selkit.metrics.functional import as_vector_tensor
 
+    integer(points, "points", 1, 100_000)
     score_ = as_vector_tensor(score, "score")
     loss_ = as_vector_tensor(loss, "loss").double()
     at = np.arange(1, points + 1) / points

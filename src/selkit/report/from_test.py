@@ -11,6 +11,7 @@ import numpy as np
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
 from selkit.report.records import Report, Sample
 from selkit.report.text import number
+from selkit.utils.boundary import public
 
 if TYPE_CHECKING:
     from selkit.task import SelectiveInferenceTask
@@ -29,6 +30,7 @@ NOT_ACCEPTED = (
 )
 
 
+@public
 def from_test(
     task: SelectiveInferenceTask,
     images: Any = None,

@@ -25,11 +25,16 @@ from selkit.report.tables import (
     p_value_counts,
 )
 from selkit.report.text import change_text, decimal, number, p_text, plain
+from selkit.utils.atomic import write_text
+from selkit.utils.boundary import public
+from selkit.utils.checks import as_path
+from selkit.utils.checks import number as check_number
 
 if TYPE_CHECKING:
     import jinja2
 
 
+@public
 def write_report(path: str | Path, report: Report, *, max_megabytes: float = 24.0) -> Path:
     """Write a report as one HTML page that needs nothing else.
 
@@ -73,12 +78,12 @@ def write_report(path: str | Path, report: Report, *, max_megabytes: float = 24.
     if not isinstance(report, Report):
         raise InvalidTypeError(f"report must be a selkit.report.Report, got {type(report).__name__}.")
     text = render(report, max_megabytes)
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir() or path.suffix.lower() not in {".html", ".htm"}:
         path = path / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     # names of files may hold what is no character
-    path.write_text(text, encoding="utf-8", errors="replace")
+    write_text(path, text, errors="replace")
     return path
 
 
@@ -86,7 +91,7 @@ def render(report: Report, max_megabytes: float = 24.0) -> str:
     """The page as text."""
     if not max_megabytes > 0:
         raise InvalidInputError(f"max_megabytes must be above 0, got {max_megabytes}.")
-    limit = int(max_megabytes * 1e6)
+    limit = int(check_number(max_megabytes, "max_megabytes", 0.0, 1e6) * 1e6)
     adjusted = adjusted_values(report)
     # what is no picture takes about as much as this for each sample; the end is checked
     cards, side = make_cards(report, adjusted, max(limit - 60_000 - 2_000 * len(report.samples), limit // 4))

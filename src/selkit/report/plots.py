@@ -20,6 +20,9 @@ GRID = 512  # points at which a density is evaluated
 SPAN_OF_LOG = 30.0  # positive scores that span more than this factor get a logarithmic axis
 SHADES = 6  # different line styles in the page's style sheet
 
+LARGEST = 1e300
+"""What an axis can reach: ticks beyond are no numbers any more."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -42,6 +45,8 @@ class Scale:
             powers = range(int(np.floor(np.log10(self.low))), int(np.ceil(np.log10(self.high))) + 1)
             every = [m * 10.0**k for k in powers for m in (1, 2, 5) if self.low <= m * 10.0**k <= self.high]
             return every if len(every) <= 7 else [v for v in every if f"{v:e}".startswith("1.0")]
+        if not self.high - self.low < LARGEST:
+            return [self.low, self.high]
         step = _nice((self.high - self.low) / 5)
         first = np.ceil(self.low / step - 1e-9)
         count = int(np.floor(self.high / step + 1e-9) - first) + 1
@@ -56,7 +61,11 @@ def _nice(step: float) -> float:
 
 def widen(low: float, high: float) -> tuple[float, float]:
     """A range that is never empty."""
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    low, high = max(low, -LARGEST), min(high, LARGEST)
+    if high > low and (high - low) > 1e-12 * max(abs(low), abs(high)):
+        return low, high
+    more = max(0.5, 1e-3 * max(abs(low), abs(high)))
+    return low - more, high + more
 
 
 def risk_coverage_plot(curve: Curve, name: str, chosen: float | None) -> str:

@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.report.check import as_attribution, as_curve, as_image, as_region
+from selkit.utils.boundary import checked_fields
 
 if TYPE_CHECKING:
     from selkit.inference.adjust import Method
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Sample:
     """One judged input.
@@ -132,6 +134,7 @@ class HasCurve(Protocol):
         """The risk at each."""
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Curve:
     """Risk against coverage, each field ``(n,)``.
@@ -150,6 +153,7 @@ class Curve:
     upper: NDArray[np.float64] | None = None
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Report:
     """Everything that one page shows; what is left out is not drawn.
@@ -213,6 +217,8 @@ class Report:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise InvalidInputError(f"alpha must be in (0, 1), got {self.alpha}.")
+        if self.threshold is not None and 1e300 < abs(self.threshold) < math.inf:
+            raise InvalidInputError(f"threshold must be within 1e300, or infinite; got {self.threshold}.")
         if self.threshold is not None and math.isnan(self.threshold):
             raise InvalidInputError("threshold is NaN; pass None if there is no threshold.")
         for name in ("summary", "guarantees"):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selkit.errors import InvalidInputError, MissingExtraError
+from selkit.errors import InvalidInputError
 from selkit.utils.arrays import ArrayLike, as_vector, check_count
+from selkit.utils.figures import axes as new_axes
 
 if TYPE_CHECKING:
     from selkit.scores.thresholds import Thresholds
@@ -40,10 +41,6 @@ def plot_scores(
     InvalidInputError
         If there is nothing to draw.
     """
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise MissingExtraError("plots need matplotlib: pip install 'selkit[report]'") from error
     series = {}
     if score.calibration_scores is not None:
         series["calibration"] = as_vector(score.calibration_scores, "calibration_scores")
@@ -52,7 +49,7 @@ def plot_scores(
     if not series:
         raise InvalidInputError("there is nothing to draw: fit with a calibration set, or give query_scores=")
     edges = np.histogram_bin_edges(np.concatenate(list(series.values())), check_count(bins, "bins"))
-    axes = plt.subplots()[1] if ax is None else ax
+    axes = new_axes(ax)
     for name, values in series.items():
         axes.stairs(np.histogram(values, edges, density=True)[0], edges, label=name)
     if score.threshold is not None:

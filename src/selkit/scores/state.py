@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
+from selkit.utils.boundary import public_methods
 
 FORMAT = 1  # raised when a file of this version could no longer be read
 
@@ -32,6 +33,7 @@ class Stateful(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Stateful._kinds[cls.__name__] = cls
+        public_methods(cls)
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,3 +272,6 @@ def _build(spec: Mapping[str, Any], *, trust: bool, objects: Mapping[str, Any], 
         raise FileFormatError(f"{where} does not fit this version of {kind}: {error}") from error
     made._set_extra(extra)
     return made
+
+
+public_methods(Stateful)  # subclasses are wrapped when they are made

@@ -27,6 +27,7 @@ from selkit.task.regions import RegionResults, RegionTest, run_tests
 from selkit.task.report import SelectionReport, scalars
 from selkit.task.rows import RowCounter, counter_of, listen, refusal, stop_listening
 from selkit.task.selecting import keep_dtypes, numbers_of, select, usual_precision, widened
+from selkit.utils.boundary import public
 from selkit.utils.checks import boolean, number
 
 
@@ -125,6 +126,7 @@ class SelectiveInferenceTask(HandsOn):
     {'predictions': tensor([1, 1]), 'score': tensor([ 0.7071, 12.7279]), 'selected': tensor([ True, False])}
     """
 
+    @public
     def __init__(
         self,
         task: nn.Module,

@@ -18,6 +18,7 @@ from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.task.outputs import Columns, join, take
 from selkit.task.rows import named_samples, refusal, why_unknown
 from selkit.utils.atomic import write_bytes
+from selkit.utils.boundary import public
 from selkit.utils.checks import as_path, boolean, integer
 
 FORMAT = "selkit-predictions-1"
@@ -54,6 +55,7 @@ class PredictionWriter(BasePredictionWriter):
     'predictions'
     """
 
+    @public
     def __init__(
         self, directory: str | Path, *, part_bytes: int = 64 * 2**20, overwrite: bool = False
     ) -> None:
@@ -198,6 +200,7 @@ def _files(directory: Path) -> list[Path]:
     return sorted(directory.glob("loader*-rank*-part*.safetensors"))
 
 
+@public
 def iter_predictions(directory: str | Path, loader: int = 0) -> Iterator[Columns]:
     """The written parts of one loader, one after the other.
 
@@ -245,6 +248,7 @@ def iter_predictions(directory: str | Path, loader: int = 0) -> Iterator[Columns
         yield columns
 
 
+@public
 def read_predictions(directory: str | Path, loader: int = 0) -> Columns:
     """All predictions of one loader, in the order of its data set.
 

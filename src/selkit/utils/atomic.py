@@ -12,6 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from selkit.utils.checks import as_path
 
@@ -90,6 +94,31 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 def write_text(path: str | os.PathLike[str], text: str, errors: str = "strict") -> None:
     """Write a whole UTF-8 file at once, line ends as they are; see :func:`replacing`."""
     write_bytes(path, text.encode("utf-8", errors=errors))
+
+
+def reserved(path: str | os.PathLike[str], shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """A new array in an .npy file, mapped to memory, whose place on the disk is taken at once.
+
+    Writing to a mapped file on a full disk would end the process (SIGBUS).
+
+    Raises
+    ------
+    OSError
+        If the disk has not enough space.
+    """
+    array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:  # noqa: PTH123 - any path
+            size = os.fstat(file.fileno()).st_size
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size)
+    return array
+
+
+def write_array(path: str | os.PathLike[str], array: npt.NDArray[Any]) -> None:
+    """Write an array to an .npy file, whole or not at all; see :func:`replacing`."""
+    with replacing(path) as new, new.open("wb") as file:
+        np.save(file, array)
 
 
 def _mode(target: Path) -> int | None:

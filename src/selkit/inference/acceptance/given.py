@@ -12,8 +12,10 @@ from selkit.embeddings.sources import Pool
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
 from selkit.graph import Graph
 from selkit.scores import ClassWiseScore, UncertaintyScore
+from selkit.utils.boundary import checked_fields
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class Acceptance:
     """Which score decided that an input is accepted, and where it read the input's features.
