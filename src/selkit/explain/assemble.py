@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from selkit.explain.bands import late
+from selkit.explain.ends import Ends, value_info
 from selkit.explain.rules import Recipe
+from selkit.explain.storage import Given
 from selkit.graph.symbols import Shape, Symbol, Uses
 from selkit.graph.tape import OPSET, Written
 
@@ -41,12 +43,17 @@ _TYPES = {
 class Names:
     """How inputs and outputs of the graph are called."""
 
-    x: str
+    inputs: tuple[Given, ...]
     output: str
-    attributions: str = "attributions"
     base: str = "base_values"
     target: str = "target"
     targets: str = "targets"
+    value: str = "output_values"
+
+    @property
+    def own(self) -> set[str]:
+        """Names that the model's values may not have."""
+        return {"attributions", self.base, self.target, self.targets, self.value}
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def divide(recipe: Recipe, *, cache: bool) -> Parts:
     before = tape.source(SUM, recipe.x.shape, Uses.TARGET | Uses.REFERENCE)
     total = tape.op("Add", before, part, shape=recipe.x.shape)
     maker = {out.name: node for node in tape.nodes for out in node.outputs}
-    needed = _reached([total, recipe.output], maker)
+    needed = _reached([total, recipe.output, recipe.raw], maker)
     groups: dict[str, list[Written]] = {name: [] for name in (MAIN, SAMPLE, TARGET, CHUNK, STORED)}
     crossing: dict[str, Symbol] = {}
     for node in tape.nodes:
@@ -182,8 +189,8 @@ class Assembler:
         chunk = helper.make_graph(
             nodes[CHUNK],
             "chunk",
-            [_value(SUM, real, recipe.x.shape), *(self._slice(name, scanned) for name in scanned)],
-            [_value(parts.total.name, real, recipe.x.shape)],
+            [value_info(SUM, real, recipe.x.shape), *(self._slice(name, scanned) for name in scanned)],
+            [value_info(parts.total.name, real, recipe.x.shape)],
         )
         stacks = {name: f"{name}.all" for name in scanned}
         self.arrays.update({stacks[name]: array for name, array in scanned.items()})
@@ -210,38 +217,40 @@ class Assembler:
     ) -> onnx.GraphProto:
         """One sample after the other; targets come first if there are several."""
         recipe = self.parts.recipe
-        rest, real = recipe.x.shape[1:], _TYPES[recipe.tape.dtype]
+        real = _TYPES[recipe.tape.dtype]
         constants = {
             "selkit.zero": np.zeros(recipe.x.shape, base.dtype),
-            "selkit.rest": np.array(rest, np.int64),
+            "selkit.rest": np.array(recipe.x.shape[1:], np.int64),
             "selkit.base": base,
             "selkit.first": np.zeros(1, np.int64),
             "selkit.one": np.ones(1, np.int64),
             "selkit.none": np.zeros((), np.int64),
             names.target: np.array(targets, np.int64),
         }
-        raw = [names.output, "selkit.attributions", "selkit.targets", "selkit.bases"]
-        ends = (names.attributions, names.targets, names.base)
-        outer = [*nodes, helper.make_node("Scan", [names.x], raw, body=sample, num_scan_inputs=1)]
-        for source, end, extra in zip(raw[1:], ends, (len(rest), 0, 0), strict=True):
+        lead = ("targets", "batch") if several else ("batch",)
+        ends = Ends(names.inputs, real, recipe.x.shape[1:], lead)
+        raw = [names.output, "selkit.attributions", "selkit.targets", "selkit.bases", "selkit.values"]
+        scan = helper.make_node("Scan", [ends.rows], raw, body=sample, num_scan_inputs=1)
+        outer = [*nodes, *ends.before(constants), scan]
+        extras = (len(recipe.x.shape) - 1, 0, 0, 0)
+        done = (ends.whole, names.targets, names.base, names.value)
+        for source, end, extra in zip(raw[1:], done, extras, strict=True):
             if several:
                 perm = [1, 0, *range(2, 2 + extra)]
                 outer.append(helper.make_node("Transpose", [source], [end], perm=perm))
             else:
                 outer.append(helper.make_node("Squeeze", [source, "selkit.one"], [end]))
-        lead = ("targets", "batch") if several else ("batch",)
+        outer.extend(ends.after(constants))
         return helper.make_graph(
             outer,
             "explanation",
+            [*ends.inputs(), value_info(names.target, TensorProto.INT64, ("targets" if several else 1,))],
             [
-                _value(names.x, real, ("batch", *rest)),
-                _value(names.target, TensorProto.INT64, ("targets" if several else 1,)),
-            ],
-            [
-                _value(names.output, real, ("batch", *recipe.output.shape[1:])),
-                _value(names.attributions, real, (*lead, *rest)),
-                _value(names.base, real, lead),
-                _value(names.targets, TensorProto.INT64, lead),
+                value_info(names.output, real, ("batch", *recipe.raw.shape[1:])),
+                *ends.outputs(),
+                value_info(names.base, real, lead),
+                value_info(names.targets, TensorProto.INT64, lead),
+                value_info(names.value, real, lead),
             ],
             [numpy_helper.from_array(value, name) for name, value in constants.items()],
         )
@@ -265,13 +274,13 @@ class Assembler:
                 helper.make_node("Reshape", ["selkit.attribution", "selkit.rest"], ["selkit.flat"]),
             ],
             "target",
-            [_value(recipe.target.name, TensorProto.INT64, ())],
-            [_value("selkit.flat", _TYPES[recipe.tape.dtype], recipe.x.shape[1:])],
+            [value_info(recipe.target.name, TensorProto.INT64, ())],
+            [value_info("selkit.flat", _TYPES[recipe.tape.dtype], recipe.x.shape[1:])],
         )
 
     def _slice(self, name: str, scanned: Mapping[str, NDArray[Any]]) -> onnx.ValueInfoProto:
         array = scanned[name]
-        return _value(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape[1:])
+        return value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape[1:])
 
     def _sample(
         self,
@@ -289,21 +298,24 @@ class Assembler:
             [
                 helper.make_node("Unsqueeze", [ROW, "selkit.first"], [recipe.x.name]),
                 *nodes[:place],
-                helper.make_node("Squeeze", [output, "selkit.first"], ["selkit.prediction"]),
+                helper.make_node("Squeeze", [output, "selkit.first"], ["selkit.outputs"]),
                 helper.make_node("ArgMax", [output], ["selkit.top"], axis=1, keepdims=0),
                 helper.make_node("Less", [names.target, "selkit.none"], ["selkit.open"]),
                 helper.make_node("Where", ["selkit.open", "selkit.top", names.target], ["selkit.chosen"]),
                 helper.make_node("Gather", ["selkit.base", "selkit.chosen"], ["selkit.picked"]),
+                helper.make_node("Gather", ["selkit.outputs", "selkit.chosen"], ["selkit.value"]),
+                helper.make_node("Squeeze", [recipe.raw.name, "selkit.first"], ["selkit.prediction"]),
                 *nodes[place:],
                 helper.make_node("Scan", ["selkit.chosen"], ["selkit.rows"], body=target, num_scan_inputs=1),
             ],
             "sample",
-            [_value(ROW, real, rest)],
+            [value_info(ROW, real, rest)],
             [
-                _value("selkit.prediction", real, recipe.output.shape[1:]),
-                _value("selkit.rows", real, (None, *rest)),
-                _value("selkit.chosen", TensorProto.INT64, (None,)),
-                _value("selkit.picked", real, (None,)),
+                value_info("selkit.prediction", real, recipe.raw.shape[1:]),
+                value_info("selkit.rows", real, (None, *rest)),
+                value_info("selkit.chosen", TensorProto.INT64, (None,)),
+                value_info("selkit.picked", real, (None,)),
+                value_info("selkit.value", real, (None,)),
             ],
         )
 
@@ -369,10 +381,6 @@ def _store(graph: onnx.GraphProto, value: Symbol, name: str) -> None:
 def _node(node: Written, names: Mapping[str, str] | None = None) -> onnx.NodeProto:
     inputs = ["" if v is None else (names or {}).get(v.name, v.name) for v in node.inputs]
     return helper.make_node(node.op, inputs, [v.name for v in node.outputs], **node.attributes)
-
-
-def _value(name: str, kind: int, shape: Sequence[int | str | None]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def _model(graph: onnx.GraphProto) -> onnx.ModelProto:

@@ -108,7 +108,7 @@ def read_references(
             f"{name} is a {type(references).__name__}; give an array or tensor of shape (samples, ...), "
             "or a loader of batches"
         )
-    if _is_array(references):
+    if is_array(references):
         return read_array(references, shape, dtype, name=name)
     if not isinstance(references, Iterable) and not hasattr(references, "__getitem__"):
         raise InvalidTypeError(
@@ -270,7 +270,8 @@ def _check_finite(array: NDArray[Any], name: str) -> None:
         )
 
 
-def _is_array(value: object) -> bool:
+def is_array(value: object) -> bool:
+    """Whether this is an array or tensor of any library."""
     return isinstance(value, Tensor) or hasattr(value, "__array__")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from selkit.errors import FileFormatError
 from selkit.graph.files import Source, read
+from selkit.utils.atomic import replacing, write_bytes
+from selkit.utils.checks import as_path
 
-KEY = "selkit.explainer"
-FORMAT = 1
+KEY, DATA, CHECKSUM = "selkit.explainer", "selkit.data", "selkit.checksum"
+FORMAT = 2
 INLINE_LIMIT = 3 * 2**29
 """Bytes up to which everything is written into one file; protobuf ends at 2 GiB."""
 IN_MEMORY = 2**26
@@ -28,6 +34,27 @@ IN_MEMORY = 2**26
 PAGE = 4096
 LARGE = 2**16
 """Bytes from which a tensor moves to the external file."""
+FRESH = 3600
+"""Seconds for which a data file that no graph names may belong to a graph that is being written."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input that is explained.
+
+    Attributes
+    ----------
+    name
+        In the graph.
+    shape
+        Without the batch axis.
+    dtype
+        By its name in NumPy.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -36,12 +63,12 @@ class Facts:
 
     Attributes
     ----------
-    input, output
-        Names of the explained model's input and output.
-    shape
-        Of the input, without the batch axis.
-    dtype
-        Of the input.
+    inputs
+        What is explained.
+    output
+        Name of the explained model's output.
+    classes
+        How many outputs there are to choose from.
     target
         ``"top"``, an index, or indices.
     references
@@ -52,14 +79,35 @@ class Facts:
         Version of this description.
     """
 
-    input: str
+    inputs: tuple[Given, ...]
     output: str
-    shape: tuple[int, ...]
-    dtype: str
+    classes: int
     target: Any
     references: int
     cached: bool
     format: int = FORMAT
+
+    @property
+    def input(self) -> str:
+        """Name of the first input."""
+        return self.inputs[0].name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first input, without the batch axis."""
+        return self.inputs[0].shape
+
+    @property
+    def dtype(self) -> str:
+        """Of the first input."""
+        return self.inputs[0].dtype
+
+    @property
+    def attributions(self) -> tuple[str, ...]:
+        """Names of the graph's outputs that are attributions, one for each input."""
+        if len(self.inputs) == 1:
+            return ("attributions",)
+        return tuple(f"attributions.{given.name}" for given in self.inputs)
 
 
 class Stored(Protocol):
@@ -111,26 +159,29 @@ class Package:
 
     def write(self, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
         """Write the graph, with its data beside it if it is large (or ``external``); return the files."""
-        target = Path(path)
+        target = as_path(path)
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
-        proto.metadata_props.append(
-            onnx.StringStringEntryProto(key=KEY, value=json.dumps(asdict(self.facts)))
-        )
         if not (self.size > INLINE_LIMIT if external is None else external):
             proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in self.arrays.items())
-            target.write_bytes(proto.SerializeToString())
-            return [target]
-        data = target.with_name(target.name + ".data")
-        with data.open("wb") as file:
-            for tensor in _tensors(proto.graph):
-                if len(tensor.raw_data) >= LARGE:
-                    array = numpy_helper.to_array(tensor)
-                    tensor.CopyFrom(_append(file, data.name, tensor.name, array))
-            for name, array in self.arrays.items():
-                proto.graph.initializer.append(_append(file, data.name, name, array))
-        target.write_bytes(proto.SerializeToString())
-        return [target, data]
+            return _finish(target, proto, self.facts, None)
+        parts = []
+        for tensor in _tensors(proto.graph):
+            if len(tensor.raw_data) >= LARGE:
+                parts.append((tensor, numpy_helper.to_array(tensor)))
+        parts += [(proto.graph.initializer.add(name=name), array) for name, array in self.arrays.items()]
+        digest = _digest(array for _, array in parts)
+        data = target.with_name(data_name(target.name, digest))
+        offset = 0
+        for tensor, array in parts:
+            offset = _aligned(offset)
+            tensor.CopyFrom(_placeholder(tensor.name, array, data.name, offset))
+            offset += array.nbytes
+        if not _holds(data, digest):
+            with replacing(data) as new, new.open("wb") as file:
+                for content in _laid_out(array for _, array in parts):
+                    file.write(content)
+        return _finish(target, proto, self.facts, data, digest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +202,7 @@ class OnDisk:
 
     def write(self, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
         """Write the graph, with its data beside it if it is large (or ``external``); return the files."""
-        target = Path(path)
+        target = as_path(path)
         proto = onnx.load(self.path, load_external_data=False)
         moved = [tensor for tensor in _tensors(proto.graph) if tensor.external_data]
         places = {entry.value for t in moved for entry in t.external_data if entry.key == "location"}
@@ -160,18 +211,21 @@ class OnDisk:
         if not apart or len(places) != 1:
             del proto
             whole = onnx.load(self.path)
+            _forget(whole)
             if not apart:
-                target.write_bytes(whole.SerializeToString())
-                return [target]
-            del whole.metadata_props[:]
+                return _finish(target, whole, self.facts, None)
             return Package(whole, {}, self.facts).write(target, external=True)
-        copy = target.with_name(target.name + ".data")
-        shutil.copyfile(self.path.with_name(places.pop()), copy)
+        source = self.path.with_name(places.pop())
+        digest = _digest_of(source)
+        copy = target.with_name(data_name(target.name, digest))
+        if not _holds(copy, digest):
+            with replacing(copy) as new:
+                shutil.copyfile(source, new)
         for tensor in moved:
             for entry in tensor.external_data:
                 entry.value = copy.name if entry.key == "location" else entry.value
-        target.write_bytes(proto.SerializeToString())
-        return [target, copy]
+        _forget(proto)
+        return _finish(target, proto, self.facts, copy, digest)
 
 
 def settle(package: Package) -> Stored:
@@ -207,11 +261,121 @@ def _placeholder(name: str, array: NDArray[Any], location: str, offset: int) -> 
     return tensor
 
 
-def _append(file: Any, location: str, name: str, array: NDArray[Any]) -> TensorProto:
-    offset = -(-file.tell() // PAGE) * PAGE  # so that it can be mapped into memory
-    file.seek(offset)
-    file.write(np.ascontiguousarray(array).data)
-    return _placeholder(name, array, location, offset)
+def _aligned(offset: int) -> int:
+    return -(-offset // PAGE) * PAGE  # so that it can be mapped into memory
+
+
+def _laid_out(arrays: Iterable[NDArray[Any]]) -> Iterator[memoryview | bytes]:
+    """The content of a data file, piece by piece."""
+    offset = 0
+    for array in arrays:
+        yield bytes(_aligned(offset) - offset)
+        yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        offset = _aligned(offset) + array.nbytes
+
+
+def _digest(arrays: Iterable[NDArray[Any]]) -> str:
+    found = hashlib.sha256()
+    for content in _laid_out(arrays):
+        found.update(content)
+    return found.hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _holds(path: Path, digest: str) -> bool:
+    """Whether a file is there already, whole: then a session may have mapped it, and it stays."""
+    return path.is_file() and _digest_of(path) == digest
+
+
+def data_name(name: str, digest: str) -> str:
+    """What the data file of a graph is called: other data has another name, so nothing is overwritten."""
+    return f"{name}.{digest[:16]}.data"
+
+
+def _forget(proto: onnx.ModelProto) -> None:
+    """Drop what a file says about itself, to say it anew."""
+    for index in range(len(proto.metadata_props) - 1, -1, -1):
+        if proto.metadata_props[index].key in (KEY, DATA, CHECKSUM):
+            del proto.metadata_props[index]
+
+
+def _finish(
+    target: Path, proto: onnx.ModelProto, facts: Facts, data: Path | None, digest: str = ""
+) -> list[Path]:
+    """Write the graph, whose data file lies there already; then remove data files that nobody needs."""
+    told = {KEY: json.dumps(asdict(facts)), CHECKSUM: "0" * 64}
+    if data is not None:
+        told = {DATA: digest, **told}
+    for key, value in told.items():
+        proto.metadata_props.append(onnx.StringStringEntryProto(key=key, value=value))
+    content = proto.SerializeToString()
+    place = _place(content)
+    if place is None:
+        raise RuntimeError("a graph's checksum is not where it was written")
+    content = content[:place] + hashlib.sha256(content).hexdigest().encode() + content[place + 64 :]
+    old = {path: _names(target, path.name) for path in _data_files(target) if path != data}
+    write_bytes(target, content)
+    for path, named in old.items():
+        _remove(path, target, named=named)
+    return [target] if data is None else [target, data]
+
+
+def _place(content: bytes) -> int | None:
+    """Where the checksum is: behind its key, in protobuf's bytes for a text of 64 characters."""
+    mark = CHECKSUM.encode() + b"\x12\x40"
+    found = content.rfind(mark)
+    return None if found < 0 or found + len(mark) + 64 > len(content) else found + len(mark)
+
+
+def check(content: bytes, where: str) -> None:
+    """Refuse a graph of which a single byte is not as it was written.
+
+    Raises
+    ------
+    FileFormatError
+        If the checksum is missing or another one.
+    """
+    place = _place(content)
+    if place is None:
+        raise FileFormatError(
+            f"{where} has no checksum: it is damaged, or was written by an older version; export it again"
+        )
+    found = hashlib.sha256(content[:place])
+    found.update(b"0" * 64)
+    found.update(content[place + 64 :])
+    if found.hexdigest().encode() != content[place : place + 64]:
+        raise FileFormatError(f"{where} is not as it was written (its checksum differs); export it again")
+
+
+def _data_files(target: Path) -> set[Path]:
+    """Data files that were made for a graph of this name."""
+    pattern = re.compile(re.escape(target.name) + r"(\.[0-9a-f]{16})?\.data")
+    if not target.parent.is_dir():
+        return set()
+    return {path for path in target.parent.iterdir() if pattern.fullmatch(path.name)}
+
+
+def _names(graph: Path, data: str) -> bool:
+    """Whether a graph's bytes name a data file."""
+    if not graph.is_file() or not graph.stat().st_size:
+        return False
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(data.encode()) >= 0
+
+
+def _remove(path: Path, target: Path, *, named: bool) -> None:
+    """Remove a data file that the graph before named, unless another one does; a session keeps its map."""
+    try:
+        if not named and time.time() - path.stat().st_mtime < FRESH:
+            return  # perhaps of a process that is about to write its graph
+        if not any(_names(other, path.name) for other in target.parent.glob("*.onnx")):
+            path.unlink()
+    except OSError:
+        return  # in use, or gone: it does no harm
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
@@ -232,36 +396,26 @@ def load(source: Source) -> Stored:
     """
     proto = read(source)
     where = str(source) if isinstance(source, str | os.PathLike) else "the given model"
-    text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
-    if text is None:
+    told = {entry.key: entry.value for entry in proto.metadata_props}
+    if KEY not in told:
         raise FileFormatError(
             f"{where} is an ONNX model, but not an explainer; make one with "
             "selkit.Explainer(model, references).export(path)"
         )
-    try:
-        values = json.loads(text)
-        if values.get("format") != FORMAT:
-            raise FileFormatError(
-                f"{where} is an explainer of format {values.get('format')}; this version reads {FORMAT}: "
-                "update selkit, or export it again"
-            )
-        target = values.pop("target")
-        facts = Facts(
-            **{**values, "shape": tuple(map(int, values["shape"]))},
-            target=tuple(target) if isinstance(target, list) else target,
-        )
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        if isinstance(error, FileFormatError):
-            raise
-        raise FileFormatError(f"{where} describes itself in a way that cannot be read: {error}") from error
-    missing = {facts.output, "attributions", "base_values", "targets"} - {o.name for o in proto.graph.output}
-    if missing or not any(value.name == facts.input for value in proto.graph.input):
-        raise FileFormatError(
-            f"{where} lacks what an explainer has: {', '.join(sorted(missing)) or facts.input}"
-        )
+    facts = _read_facts(told[KEY], where)
+    if isinstance(source, str | os.PathLike):
+        check(Path(source).read_bytes(), where)
+        _check_data(Path(source), told.get(DATA))
+    else:
+        check(source.SerializeToString() if isinstance(source, onnx.ModelProto) else bytes(source), where)
+    made = {facts.output, *facts.attributions, "base_values", "targets", "output_values"}
+    missing = made - {o.name for o in proto.graph.output}
+    missing |= {given.name for given in facts.inputs} - {i.name for i in proto.graph.input}
+    if missing:
+        raise FileFormatError(f"{where} lacks what an explainer has: {', '.join(sorted(missing))}")
     if isinstance(source, str | os.PathLike):
         return OnDisk(Path(source), facts)
-    del proto.metadata_props[:]
+    _forget(proto)
     arrays = {}
     for index in range(len(proto.graph.initializer) - 1, -1, -1):
         tensor = proto.graph.initializer[index]
@@ -269,3 +423,38 @@ def load(source: Source) -> Stored:
             arrays[tensor.name] = numpy_helper.to_array(tensor)
             del proto.graph.initializer[index]
     return Package(proto, arrays, facts)
+
+
+def _check_data(path: Path, digest: str | None) -> None:
+    """Refuse a data file that is not as it was written."""
+    proto = onnx.load(path, load_external_data=False)
+    places = {e.value for t in _tensors(proto.graph) for e in t.external_data if e.key == "location"}
+    for place in places:
+        if _digest_of(path.with_name(place)) != digest:
+            raise FileFormatError(f"{place} beside {path} is not as it was written; export the explainer again")
+
+
+def _read_facts(text: str, where: str) -> Facts:
+    """What a file says about itself, checked."""
+    try:
+        values = json.loads(text)
+        version = values.pop("format")
+        if type(version) is not int or version != FORMAT:
+            raise FileFormatError(
+                f"{where} is an explainer of format {version!r}; this version reads {FORMAT}: export it "
+                "again with this version of selkit, or read it with the one that wrote it"
+            )
+        target = values.pop("target")
+        inputs = tuple(
+            Given(str(name), tuple(int(side) for side in shape), np.dtype(dtype).name)
+            for name, shape, dtype in (
+                (entry["name"], entry["shape"], entry["dtype"]) for entry in values.pop("inputs")
+            )
+        )
+        if not inputs:
+            raise FileFormatError(f"{where} describes itself in a way that cannot be read: it has no inputs")
+        return Facts(**values, inputs=inputs, target=tuple(target) if isinstance(target, list) else target)
+    except FileFormatError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise FileFormatError(f"{where} describes itself in a way that cannot be read: {error}") from error
