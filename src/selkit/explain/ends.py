@@ -104,5 +104,3 @@ def _type(dtype: str) -> int:
 def split(arrays: Sequence[Any], parts: Sequence[Given]) -> Any:
     """The only array, or one for each input by its name."""
     return arrays[0] if len(parts) == 1 else {p.name: a for p, a in zip(parts, arrays, strict=True)}
-
-

@@ -222,7 +222,9 @@ class Explainer:
         found = self._run(batches, chosen if target is not None and rows is None else None, rows)
         output, base, targets, *attributions = found
         lead = output.shape
-        flat = np.concatenate([np.asarray(a).reshape(*lead, -1).sum(-1, keepdims=True) for a in attributions], -1)
+        flat = np.concatenate(
+            [np.asarray(a).reshape(*lead, -1).sum(-1, keepdims=True) for a in attributions], -1
+        )
         everything = np.concatenate([flat, output[..., None]], axis=-1)
         check_outputs(np.moveaxis(everything, -2, 0), "samples")
         return Explanation(

@@ -78,9 +78,7 @@ class Head:
             places = torch.tensor(self.places, dtype=torch.int64)
             program, name = program.extend(Gather(axis=2), [name, places], "selkit.head")
         if self.reduce is not None:
-            program, name = program.extend(
-                _REDUCE[self.reduce](axes=(2,), keepdims=1), [name], "selkit.head"
-            )
+            program, name = program.extend(_REDUCE[self.reduce](axes=(2,), keepdims=1), [name], "selkit.head")
         return program.extend(Reshape(), [name, torch.tensor([1, self.classes])], "selkit.head")
 
     def apply(self, outputs: NDArray[Any]) -> NDArray[Any]:
@@ -211,13 +209,17 @@ def _places(
 ) -> tuple[int, ...] | None:
     """Which positions count."""
     if position is not None and (reduced or mask is not None):
-        raise InvalidInputError("give position= for one position, or reduce= (and mask=) for several, not both")
+        raise InvalidInputError(
+            "give position= for one position, or reduce= (and mask=) for several, not both"
+        )
     if position is not None:
         return (_place(sides, name, position),)
     if mask is None:
         return None
     if not reduced:
-        raise InvalidInputError("mask= needs reduce='max', 'mean' or 'sum': what becomes of the positions in it")
+        raise InvalidInputError(
+            "mask= needs reduce='max', 'mean' or 'sum': what becomes of the positions in it"
+        )
     if hasattr(mask, "detach"):
         mask = mask.detach().cpu()
     try:
@@ -243,7 +245,9 @@ def _place(sides: tuple[int, ...], name: str, position: object) -> int:
         position = position.detach().cpu().numpy()
     if isinstance(position, np.ndarray):
         position = position.tolist()
-    entries = list(position) if isinstance(position, Sequence) and not isinstance(position, str) else [position]
+    entries = (
+        list(position) if isinstance(position, Sequence) and not isinstance(position, str) else [position]
+    )
     if len(entries) != len(sides):
         raise InvalidInputError(f"position must be {wanted}; got {given(position)}")
     index = [

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from selkit.embeddings.batches import Key
-from selkit.errors import InvalidInputError
+from selkit.errors import NotFiniteError
 from selkit.explain.batches import read_batch, read_reference_batch
 from selkit.explain.build import read_weights
 from selkit.explain.heads import ClassAxis, Position, Reduce
@@ -153,7 +153,9 @@ class IntegratedGradientsExplainer(Graphless):
             self.mean_output[targets][keep],
             np.take_along_axis(outputs, targets.T, axis=1).T[keep],
             targets[keep],
-            batches[0] if len(batches) == 1 else {p.name: b for p, b in zip(self.inputs, batches, strict=True)},
+            batches[0]
+            if len(batches) == 1
+            else {p.name: b for p, b in zip(self.inputs, batches, strict=True)},
             len(self.references),
             method=self.METHOD,
             integration_error=errors[keep],
@@ -164,7 +166,7 @@ class IntegratedGradientsExplainer(Graphless):
     ) -> Integral:
         found = self._paths.integrate(torch.from_numpy(start), torch.from_numpy(end), targets.tolist())
         if not bool(torch.isfinite(found.attributions).all()):
-            raise InvalidInputError(
+            raise NotFiniteError(
                 f"the gradient is not finite along the path to sample {place}: the model has an infinite slope "
                 "there (such as that of Sqrt at 0), or overflows. Choose other references, or "
                 "method='deepshap', which takes no gradients"

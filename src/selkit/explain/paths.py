@@ -105,7 +105,7 @@ class Paths:
         with torch.no_grad():
             parts = [
                 self.program.run({self.name: part.unsqueeze(1)})[self.output][:, 0]
-                for part in rows.split(self.points)
+                for part in torch.split(rows, self.points)
             ]
         return torch.cat(parts)
 
@@ -124,7 +124,8 @@ class Paths:
                 count += len(trace.z)
                 if count > self.budget:
                     return None
-        return torch.unique(torch.cat(found))
+        breaks: Tensor = torch.unique(torch.cat(found))
+        return breaks
 
     def integrate(self, start: Tensor, end: Tensor, targets: Sequence[int]) -> Integral:
         """Integrate from one point to another, both of shape ``input`` without its batch axis."""
@@ -147,9 +148,6 @@ class Paths:
             for number, target in enumerate(targets):
                 more = number + 1 < len(targets)
                 total = values[:, 0, target].sum()
-                if not total.requires_grad:  # the target does not depend on the input
-                    yield number, torch.zeros_like(stack[:, 0])
-                    continue
                 (found,) = torch.autograd.grad(total, stack, retain_graph=more, allow_unused=True)
                 yield number, torch.zeros_like(stack[:, 0]) if found is None else found[:, 0]
 
@@ -157,7 +155,9 @@ class Paths:
         """Sum over pieces on which the gradient is constant."""
         total = torch.zeros((len(targets), *start.shape), dtype=torch.float64)
         middle, width = (breaks[1:] + breaks[:-1]) / 2, breaks.diff()
-        for at, share in zip(middle.split(self.points), width.split(self.points), strict=True):
+        for at, share in zip(
+            torch.split(middle, self.points), torch.split(width, self.points), strict=True
+        ):
             for number, found in self.gradients(start, difference, at, targets):
                 total[number] += torch.tensordot(share, found, dims=1)
         return Integral(total * difference, torch.zeros(len(targets), dtype=torch.float64), len(middle))
@@ -175,7 +175,7 @@ class Paths:
             spent += len(NODES) * len(left)
             room = max(0, (self.budget - spent) // (2 * len(NODES)))
             again: list[tuple[Tensor, Tensor]] = []
-            for first, wide in zip(left.split(size), width.split(size), strict=True):
+            for first, wide in zip(torch.split(left, size), torch.split(width, size), strict=True):
                 parts, off = self._rules(start, difference, first, wide, targets)
                 redo = (off > allowed[:, None] * wide).any(0) & (wide > SMALLEST)
                 redo &= redo.cumsum(0) <= room

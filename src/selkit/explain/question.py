@@ -16,7 +16,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from selkit.errors import InvalidInputError, InvalidTypeError, UnsupportedModelError
+from selkit.errors import InvalidInputError, InvalidTypeError, NotFiniteError, UnsupportedModelError
 from selkit.explain.heads import ClassAxis, Head, Position, Reduce, read_head
 from selkit.explain.storage import Given
 from selkit.graph.files import Source, read
@@ -120,6 +120,13 @@ class Question:
             )
         except UnsupportedModelError as error:
             raise UnsupportedModelError(error.nodes, "explain this model") from error
+        except InvalidInputError as error:
+            if "neither live" not in str(error):
+                raise
+            raise InvalidInputError(
+                f"{error}: the output needs them beside {', '.join(live)}; explain them, too, with input=, or "
+                "give their values with fixed={name: array}"
+            ) from error
         absent = [name for name in live if name not in program.inputs]
         if self.output in program.constants or absent:
             names = ", ".join(repr(name) for name in absent or live)
@@ -340,12 +347,12 @@ def check_outputs(outputs: NDArray[Any], what: str) -> None:
 
     Raises
     ------
-    InvalidInputError
+    NotFiniteError
         If one is NaN or infinite.
     """
     bad = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
     if bad.any():
-        raise InvalidInputError(
+        raise NotFiniteError(
             f"the model's output is NaN or infinite for {int(bad.sum())} of {len(bad)} {what}, first for number "
             f"{int(bad.argmax())}: its weights are infinite, or numbers overflow on the way. Scale the inputs as "
             "in training, or leave these out"

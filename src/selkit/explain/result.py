@@ -236,7 +236,12 @@ class Explanation:
         ]
 
     def plot(
-        self, sample: int = 0, *, target: int | None = None, input: str | None = None, **options: Any  # noqa: A002
+        self,
+        sample: int = 0,
+        *,
+        target: int | None = None,
+        input: str | None = None,
+        **options: Any,  # noqa: A002
     ) -> Any:
         """Draw the attributions of one sample: over an image, as bars, or under a signal, by x's shape.
 

@@ -270,7 +270,7 @@ def _laid_out(arrays: Iterable[NDArray[Any]]) -> Iterator[memoryview | bytes]:
     offset = 0
     for array in arrays:
         yield bytes(_aligned(offset) - offset)
-        yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        yield np.ascontiguousarray(array).data
         offset = _aligned(offset) + array.nbytes
 
 
@@ -431,7 +431,9 @@ def _check_data(path: Path, digest: str | None) -> None:
     places = {e.value for t in _tensors(proto.graph) for e in t.external_data if e.key == "location"}
     for place in places:
         if _digest_of(path.with_name(place)) != digest:
-            raise FileFormatError(f"{place} beside {path} is not as it was written; export the explainer again")
+            raise FileFormatError(
+                f"{place} beside {path} is not as it was written; export the explainer again"
+            )
 
 
 def _read_facts(text: str, where: str) -> Facts:

@@ -64,7 +64,9 @@ def verify(explainer: Explainer, x: object, model: Source | None, choice: Choice
         wanted = list(facts.attributions)
         outputs, *written = session.run([facts.output, *wanted], dict(zip(names, given, strict=True)))
         alone = [
-            session.run(wanted, {name: batch[row : row + 1] for name, batch in zip(names, given, strict=True)})
+            session.run(
+                wanted, {name: batch[row : row + 1] for name, batch in zip(names, given, strict=True)}
+            )
             for row in range(len(result))
         ]
         del session

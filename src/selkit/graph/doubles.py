@@ -31,7 +31,13 @@ _ERFC = (
     *(8.94487e-13, 3.13092e-13, -1.12708e-13, 3.81e-16, 7.106e-15, -1.523e-15, -9.4e-17, 1.21e-16, -2.8e-17),
 )
 """Chebyshev coefficients of the logarithm of ``erfc(x) exp(x^2) / t`` (Press et al. 2007, section 6.2.2)."""
-_ATAN = (-0.8750608600031904, -16.157537187333652, -75.00855792314705, -122.88666844901361, -64.85021904942025)
+_ATAN = (
+    -0.8750608600031904,
+    -16.157537187333652,
+    -75.00855792314705,
+    -122.88666844901361,
+    -64.85021904942025,
+)
 _ATAN_BELOW = (1.0, 24.858464901423063, 165.02700983169885, 432.88106049129027, 485.3903996359137)
 _ATAN_LAST = 194.5506571482614
 
@@ -45,29 +51,32 @@ def _softsign(x: Symbol, given: Given) -> Symbol:
 
 
 def _elu(x: Symbol, given: Given) -> Symbol:
-    return x.relu() + (x.minimum(0.0).exp() - 1.0) * given.get("alpha", 1.0)
+    return x.relu() + (x.minimum(0.0).exp() - 1.0) * float(given.get("alpha", 1.0))
 
 
 def _celu(x: Symbol, given: Given) -> Symbol:
-    alpha = given.get("alpha", 1.0)
+    alpha = float(given.get("alpha", 1.0))
     return x.relu() + ((x.minimum(0.0) * (1 / alpha)).exp() - 1.0) * alpha
 
 
 def _selu(x: Symbol, given: Given) -> Symbol:
-    alpha, gamma = given.get("alpha", 1.67326319217681884765625), given.get("gamma", 1.05070102214813232421875)
+    alpha, gamma = (
+        float(given.get("alpha", 1.67326319217681884765625)),
+        float(given.get("gamma", 1.05070102214813232421875)),
+    )
     return (x.relu() + (x.minimum(0.0).exp() - 1.0) * alpha) * gamma
 
 
 def _leaky(x: Symbol, given: Given) -> Symbol:
-    return x.relu() + x.minimum(0.0) * given.get("alpha", 0.01)
+    return x.relu() + x.minimum(0.0) * float(given.get("alpha", 0.01))
 
 
 def _hard_sigmoid(x: Symbol, given: Given) -> Symbol:
-    return (x * given.get("alpha", 0.2) + given.get("beta", 0.5)).clamp(0.0, 1.0)
+    return (x * float(given.get("alpha", 0.2)) + float(given.get("beta", 0.5))).clamp(0.0, 1.0)
 
 
 def _thresholded(x: Symbol, given: Given) -> Symbol:
-    return where(x > given.get("alpha", 1.0), x, 0.0)
+    return where(x > float(given.get("alpha", 1.0)), x, 0.0)
 
 
 def _erf(x: Symbol, given: Given) -> Symbol:
@@ -151,9 +160,10 @@ def written(tape: Tape, op: str, inputs: Inputs, shape: Shape, attributes: Given
     if op in ELEMENTWISE:
         return ELEMENTWISE[op](inputs[0], attributes)
     if op == "PRelu":
-        return inputs[0].relu() + inputs[0].minimum(0.0) * inputs[1]
+        x: Symbol = inputs[0]
+        return x.relu() + x.minimum(0.0) * inputs[1]
     if op == "Mean":
-        total = inputs[0]
+        total: Symbol = inputs[0]
         for value in inputs[1:]:
             total = total + value
         return total * (1 / len(inputs))
@@ -161,6 +171,6 @@ def written(tape: Tape, op: str, inputs: Inputs, shape: Shape, attributes: Given
         return _global(tape, op, inputs[0], shape)
     if op not in SINGLE:
         return None
-    single = [None if value is None else tape.converted(value, torch.float32) for value in inputs]
+    single: list[Symbol | None] = [None if value is None else tape.converted(value, torch.float32) for value in inputs]
     (made,) = tape.ops(op, *single, shapes=[shape], dtypes=[torch.float32], **attributes)
     return tape.converted(made, torch.float64)
