@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
@@ -51,7 +51,7 @@ STRANGE: dict[str, Callable[[], object]] = {
     "set": lambda: {1, 2},
     "type": lambda: int,
     "function": lambda: len,
-    "date": lambda: datetime.date(2020, 1, 1),
+    "date": lambda: dt.date(2020, 1, 1),
     "path": lambda: Path("/nowhere/at/all"),
     "text array": lambda: np.array(["a", "b"]),
     "object array": lambda: np.array([None, 1], dtype=object),
@@ -80,28 +80,31 @@ CALLS: dict[str, Callable[[object], object]] = {
     "model": lambda v: Explainer(v, REFERENCES),
     "references": lambda v: Explainer(MODEL, v),
     **{
-        name: lambda v, name=name: Explainer(MODEL, REFERENCES, **{"threads": 1, name: v}) for name in ARGUMENTS
+        name: lambda v, name=name: Explainer(MODEL, REFERENCES, **{"threads": 1, name: v})
+        for name in ARGUMENTS
     },
     **{
-        f"integrated {name}": lambda v, name=name: IntegratedGradientsExplainer(MODEL, REFERENCES, **{name: v})
+        f"integrated {name}": lambda v, name=name: IntegratedGradientsExplainer(
+            MODEL, REFERENCES, **{name: v}
+        )
         for name in (*ARGUMENTS[:2], *ARGUMENTS[3:10], "tolerance", "budget", "key")
     },
     "integrated references": lambda v: IntegratedGradientsExplainer(MODEL, v),
-    "load": lambda v: Explainer.load(v),
+    "load": Explainer.load,
     "load threads": lambda v: Explainer.load(MODEL, threads=v),
-    "explain": lambda v: MADE["deepshap"].explain(v),
+    "explain": MADE["deepshap"].explain,
     "explain target": lambda v: MADE["deepshap"].explain(X, target=v),
-    "integrated explain": lambda v: MADE["integrated_gradients"].explain(v),
+    "integrated explain": MADE["integrated_gradients"].explain,
     "integrated explain target": lambda v: MADE["integrated_gradients"].explain(X, target=v),
     "export external": lambda v: MADE["deepshap"].export("/dev/null", external=v),
-    "verify": lambda v: MADE["deepshap"].verify(v),
-    "read_references": lambda v: read_references(v),
+    "verify": MADE["deepshap"].verify,
+    "read_references": read_references,
     "summarize": lambda v: summarize(v, 1),
     "summarize k": lambda v: summarize(X, v),
     "summarize seed": lambda v: summarize(X, 1, seed=v),
-    "for_target": lambda v: EXPLANATION.for_target(v),
-    "for_input": lambda v: EXPLANATION.for_input(v),
-    "plot sample": lambda v: EXPLANATION.plot(v),
+    "for_target": EXPLANATION.for_target,
+    "for_input": EXPLANATION.for_input,
+    "plot sample": EXPLANATION.plot,
     "plot target": lambda v: EXPLANATION.plot(target=v),
     "plot kind": lambda v: EXPLANATION.plot(kind=v),
     "explanation": lambda v: Explanation(v, np.zeros(2), np.zeros(2), np.zeros(2, int), v, 1),
@@ -207,6 +210,8 @@ def test_masks_of_minus_infinity_are_no_fault():
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([[0, -np.inf, 0]], np.float32), "m"))
     del model.graph.input[1:]
     for method in MADE:
-        found = Explainer(model, np.zeros((1, 3), np.float32), target=0, method=method).explain([[1.0, 5.0, 2.0]])
+        found = Explainer(model, np.zeros((1, 3), np.float32), target=0, method=method).explain(
+            [[1.0, 5.0, 2.0]]
+        )
         assert np.abs(found.additivity_error).max() < 1e-5
         assert found.attributions[0, 1] == 0

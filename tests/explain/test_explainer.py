@@ -21,7 +21,7 @@ from selkit.errors import (
     NotAvailableError,
     UnsupportedModelError,
 )
-from selkit.explain import Explainer, build, storage
+from selkit.explain import Explainer, build, files, storage
 from selkit.explain.question import Choice
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -343,7 +343,7 @@ def test_files_that_are_no_explainers(tmp_path, explainer):
 def test_files_that_describe_themselves_wrongly(facts, tmp_path):
     model = onnx.ModelProto()
     model.CopyFrom(LINEAR)
-    model.metadata_props.append(onnx.StringStringEntryProto(key=storage.KEY, value=facts))
+    model.metadata_props.append(onnx.StringStringEntryProto(key=files.KEY, value=facts))
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(FileFormatError):
         Explainer.load(tmp_path / "model.onnx")

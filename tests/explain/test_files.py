@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from selkit.errors import FileFormatError
-from selkit.explain import Explainer, storage
+from selkit.explain import Explainer, files
 
 sys.path.insert(0, str(Path(__file__).parent))
 import networks
@@ -29,7 +29,9 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def content(images) -> bytes:
     torch.manual_seed(0)
-    return networks.export(networks.NETWORKS["relu_pool"]().eval(), torch.from_numpy(images[:1]), dynamo=False)
+    return networks.export(
+        networks.NETWORKS["relu_pool"]().eval(), torch.from_numpy(images[:1]), dynamo=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,9 @@ def test_flipped_bytes_in_memory_and_models_that_were_edited(two, tmp_path):
     with pytest.raises(FileFormatError, match=r"not as it was written|lacks"):
         Explainer.load(model, threads=1)
     del model.metadata_props[:]
-    model.metadata_props.append(onnx.StringStringEntryProto(key=storage.KEY, value='{"format": 1, "target": 0}'))
+    model.metadata_props.append(
+        onnx.StringStringEntryProto(key=files.KEY, value='{"format": 1, "target": 0}')
+    )
     with pytest.raises(FileFormatError, match="format 1"):
         Explainer.load(model)
 
@@ -118,13 +122,15 @@ def test_data_of_others_stays(two, images, tmp_path):
     old = tmp_path / "e.onnx.fedcba9876543210.data"  # of one that was killed
     for file in (fresh, old, tmp_path / "e.onnx.txt.data"):
         file.write_bytes(b"data")
-    os.utime(old, (time.time() - 2 * storage.FRESH,) * 2)
+    os.utime(old, (time.time() - 2 * files.FRESH,) * 2)
     two[1].export(path, external=True)
     assert data.exists()
     assert fresh.exists()
     assert not old.exists()
     assert (tmp_path / "e.onnx.txt.data").exists()
-    np.testing.assert_array_equal(run(tmp_path / "copy.onnx", images[:1]), two[0].explain(images[:1]).attributions)
+    np.testing.assert_array_equal(
+        run(tmp_path / "copy.onnx", images[:1]), two[0].explain(images[:1]).attributions
+    )
 
 
 FULL = """
@@ -156,8 +162,8 @@ def test_a_full_disk_leaves_what_was_there(external, limit, two, images, tmp_pat
 
 
 def test_the_checker_itself_notices():
-    blank = b"x" + storage.CHECKSUM.encode() + b"\x12\x40" + b"0" * 64
+    blank = b"x" + files.CHECKSUM.encode() + b"\x12\x40" + b"0" * 64
     with pytest.raises(FileFormatError, match="not as it was written"):
-        storage.check(blank, "it")
+        files.check(blank, "it")
     with pytest.raises(FileFormatError, match="no checksum"):
-        storage.check(b"x", "it")
+        files.check(b"x", "it")

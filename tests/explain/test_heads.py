@@ -50,7 +50,10 @@ CASES = {
     "max": ({"reduce": "max"}, lambda y: y.max((2, 3))),
     "mean": ({"reduce": "mean"}, lambda y: y.mean((2, 3))),
     "sum of a mask": ({"reduce": "sum", "mask": MASK}, lambda y: (y * MASK).sum((2, 3))),
-    "max of a mask of rows": ({"reduce": "max", "mask": torch.from_numpy(MASK[:, 3:4])}, lambda y: y[:, :, 1:4].max((2, 3))),
+    "max of a mask of rows": (
+        {"reduce": "max", "mask": torch.from_numpy(MASK[:, 3:4])},
+        lambda y: y[:, :, 1:4].max((2, 3)),
+    ),
     "position": ({"position": (2, -1)}, lambda y: y[:, :, 2, 6]),
 }
 
@@ -127,12 +130,16 @@ def test_sequences(axis, position):
 
 
 def test_one_number_for_each_sample_and_maps_without_classes():
-    model = parse("agraph (float[N, 3] x) => (float[N] y) <int64[1] a = {1}> { y = ReduceSum <keepdims = 0> (x, a) }")
+    model = parse(
+        "agraph (float[N, 3] x) => (float[N] y) <int64[1] a = {1}> { y = ReduceSum <keepdims = 0> (x, a) }"
+    )
     x = np.array([[1.0, 2.0, 3.0]], np.float32)
     found = Explainer(model, np.zeros((1, 3), np.float32), target=0).explain(x)
     np.testing.assert_allclose(found.attributions, x, atol=1e-6)
     model = parse("agraph (float[N, 3, 3] x) => (float[N, 3, 3] y) { y = Relu(x) }")
-    found = Explainer(model, np.zeros((1, 3, 3), np.float32), reduce="sum", class_axis="none").explain(np.ones((2, 3, 3)))
+    found = Explainer(model, np.zeros((1, 3, 3), np.float32), reduce="sum", class_axis="none").explain(
+        np.ones((2, 3, 3))
+    )
     np.testing.assert_allclose(found.attributions, 1, atol=1e-6)
 
 
@@ -189,7 +196,9 @@ def test_what_is_not_clear_is_refused(shape, options, text):
 
 def test_trees_and_others_by_permutation():
     pytest.importorskip("shap")
-    model = parse("agraph (float[N, 4] x) => (float[N, 2, 2] y) <int64[3] s = {0, 2, 2}> { h = Relu(x)  y = Reshape(h, s) }")
+    model = parse(
+        "agraph (float[N, 4] x) => (float[N, 2, 2] y) <int64[3] s = {0, 2, 2}> { h = Relu(x)  y = Reshape(h, s) }"
+    )
     x = np.abs(np.random.default_rng(0).standard_normal((3, 4))).astype(np.float32)
     found = PermutationExplainer(
         model, np.zeros((1, 4), np.float32), target=[0, 1], reduce="sum", class_axis=1, permutations=2

@@ -113,7 +113,9 @@ def test_one_of_them_with_the_other_fixed(method, both):
 
 def test_a_product_of_two_inputs_is_shared_as_shapley_shares_it():
     """Exact Shapley values by all orders of the two inputs' entries, which interact in pairs only."""
-    model = parse("agraph (float[N, 2] a, double[N, 2] b) => (double[N, 2] y) { d = Cast <to = 11> (a)  y = Mul(d, b) }")
+    model = parse(
+        "agraph (float[N, 2] a, double[N, 2] b) => (double[N, 2] y) { d = Cast <to = 11> (a)  y = Mul(d, b) }"
+    )
     a, b = np.array([[1.0, 2.0]]), np.array([[3.0, -1.0]])
     found = Explainer(model, {"a": a[:, ::-1].copy(), "b": b - 1}, target=0).explain({"a": a, "b": b})
 
@@ -181,7 +183,9 @@ def test_the_value_behind_an_embedding(dynamo, method):
         Explainer(content, ids[2:])
     gather = next(node for node in onnx.load_from_string(content).graph.node if node.op_type == "Gather")
     vectors = model.embedding(ids).detach().numpy()
-    found = Explainer(content, vectors[2:], target=1, method=method, input=gather.output[0]).explain(vectors[:2])
+    found = Explainer(content, vectors[2:], target=1, method=method, input=gather.output[0]).explain(
+        vectors[:2]
+    )
     outputs = model(ids).detach().double().numpy()[:, 1]
     np.testing.assert_allclose(found.output, outputs[:2], atol=1e-5)
     np.testing.assert_allclose(found.base_value, outputs[2:].mean(), atol=1e-5)
@@ -189,7 +193,9 @@ def test_the_value_behind_an_embedding(dynamo, method):
     assert found.attributions.shape == (2, 5, 6)
 
 
-TWO = parse("agraph (float[N, 2] a, float[N, 3] b) => (float[N, 2] y) { s = ReduceSum <keepdims = 1> (b)  y = Add(a, s) }")
+TWO = parse(
+    "agraph (float[N, 2] a, float[N, 3] b) => (float[N, 2] y) { s = ReduceSum <keepdims = 1> (b)  y = Add(a, s) }"
+)
 A, B = np.zeros((2, 2), np.float32), np.zeros((2, 3), np.float32)
 
 

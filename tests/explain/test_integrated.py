@@ -38,7 +38,9 @@ def network(name: str, images: np.ndarray, *, dynamo: bool = False) -> tuple[nn.
     return model.double(), content
 
 
-def by_formula(model: nn.Module, x, reference, target: int, at: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def by_formula(
+    model: nn.Module, x, reference, target: int, at: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """A weighted sum of gradients at places of the path: what captum and others compute."""
     start, end = (torch.from_numpy(v).double() for v in (reference, x))
     total = torch.zeros_like(start)
@@ -78,7 +80,9 @@ def test_one_hidden_layer_in_closed_form():
         start, end = reference[0] @ w + b, x[row] @ w + b
         cross = start / (start - end)
         on = np.where(
-            (start > 0) & (end > 0), 1.0, np.where((start <= 0) & (end <= 0), 0.0, np.where(end > 0, 1 - cross, cross))
+            (start > 0) & (end > 0),
+            1.0,
+            np.where((start <= 0) & (end <= 0), 0.0, np.where(end > 0, 1 - cross, cross)),
         )
         expected = (x[row] - reference[0])[:, None] * (w * on) @ v
         np.testing.assert_allclose(found.attributions[:, row].T, expected, rtol=1e-11, atol=1e-12)
@@ -87,7 +91,8 @@ def test_one_hidden_layer_in_closed_form():
 
 
 @pytest.mark.parametrize(
-    ("name", "dynamo"), [*((name, False) for name in PIECEWISE), ("overlapping_pool", True), ("functional", True)]
+    ("name", "dynamo"),
+    [*((name, False) for name in PIECEWISE), ("overlapping_pool", True), ("functional", True)],
 )
 def test_piecewise_linear_networks_are_complete_where_fifty_steps_are_not(name, dynamo, images):
     model, content = network(name, images, dynamo=dynamo)
@@ -131,7 +136,7 @@ def test_a_tighter_tolerance_is_kept(images):
 
 
 def test_a_budget_that_is_too_small_is_seen_in_the_error(images):
-    model, content = network("functional", images)
+    _model, content = network("functional", images)
     full = IntegratedGradientsExplainer(content, images[4:5], target=3).explain(images[:1])
     small = IntegratedGradientsExplainer(content, images[4:5], target=3, budget=100).explain(images[:1])
     off = np.abs(small.attributions - full.attributions).max()
@@ -159,7 +164,9 @@ def test_ties_along_the_whole_path_are_complete(text):
     found = IntegratedGradientsExplainer(model, np.array([[-1.0, 1.0, 0.0]], np.float32), target=0).explain(x)
     assert np.abs(found.additivity_error).max() < 1e-12
     alone = [
-        IntegratedGradientsExplainer(model, np.array([[-1.0, 1.0, 0.0]], np.float32), target=0).explain(row[None])
+        IntegratedGradientsExplainer(model, np.array([[-1.0, 1.0, 0.0]], np.float32), target=0).explain(
+            row[None]
+        )
         for row in x
     ]
     np.testing.assert_array_equal(found.attributions, np.concatenate([one.attributions for one in alone]))
@@ -174,9 +181,12 @@ def test_a_sample_that_is_the_reference_gets_nothing(images):
 def test_references_are_averaged_with_their_weights(images):
     _, content = network("relu_pool", images)
     singles = [
-        IntegratedGradientsExplainer(content, images[i : i + 1], target=[0, 3]).explain(images[:2]) for i in (4, 5)
+        IntegratedGradientsExplainer(content, images[i : i + 1], target=[0, 3]).explain(images[:2])
+        for i in (4, 5)
     ]
-    both = IntegratedGradientsExplainer(content, images[4:], target=[0, 3], weights=[3.0, 1.0]).explain(images[:2])
+    both = IntegratedGradientsExplainer(content, images[4:], target=[0, 3], weights=[3.0, 1.0]).explain(
+        images[:2]
+    )
     expected = 0.75 * singles[0].attributions + 0.25 * singles[1].attributions
     np.testing.assert_allclose(both.attributions, expected, atol=1e-13)
     np.testing.assert_allclose(both.base_value, 0.75 * singles[0].base_value + 0.25 * singles[1].base_value)
@@ -186,9 +196,14 @@ def test_references_are_averaged_with_their_weights(images):
 
 
 def test_a_linear_model_is_explained_as_by_deepshap():
-    model = parse("agraph (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1,2,3,4,5,6}> { y = MatMul(x, w) }")
+    model = parse(
+        "agraph (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1,2,3,4,5,6}> { y = MatMul(x, w) }"
+    )
     references, x = np.array([[1.0, 0.0], [3.0, 0.0]], np.float32), np.array([[1.0, 1.0]], np.float32)
-    one, other = (Explainer(model, references, target=1, method=m).explain(x) for m in ("integrated_gradients", "deepshap"))
+    one, other = (
+        Explainer(model, references, target=1, method=m).explain(x)
+        for m in ("integrated_gradients", "deepshap")
+    )
     np.testing.assert_allclose(one.attributions, other.attributions, atol=1e-6)
     assert one.method == "integrated_gradients"
     assert (one.output[0], one.base_value[0]) == (7.0, 4.0)
@@ -201,7 +216,9 @@ def test_another_method_is_another_class(images):
     assert made.method == "integrated_gradients"
     assert "exact" in repr(made)
     for call in (lambda: made.export("x.onnx"), lambda: made.verify(images), lambda: made.facts):
-        with pytest.raises(NotAvailableError, match="integrated_gradients.*cut where its own activations switch"):
+        with pytest.raises(
+            NotAvailableError, match="integrated_gradients.*cut where its own activations switch"
+        ):
             call()
     with pytest.raises(InvalidInputError, match="cache is no argument of method='integrated_gradients'"):
         Explainer(content, images[4:], method="integrated_gradients", cache=True)

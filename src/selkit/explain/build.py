@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selkit.embeddings.batches import Key
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.explain import bands
-from selkit.explain.assemble import WEIGHT, Assembler, Names, Parts, divide
+from selkit.explain.assemble import Assembler, Names
 from selkit.explain.batches import read_reference_batch
+from selkit.explain.facts import Facts
 from selkit.explain.question import Choice, Question, ask, check_outputs, join
 from selkit.explain.rules import chained, in_parts, rowwise, write
-from selkit.explain.storage import Facts, Package, options
+from selkit.explain.scopes import WEIGHT, Parts, divide
+from selkit.explain.storage import Package, options
 from selkit.explain.targets import Target, check_target
 from selkit.graph.files import Source
-from selkit.utils.arrays import as_tensor, check_count
-from selkit.utils.checks import given
+from selkit.utils.arrays import as_tensor
+from selkit.utils.checks import given, integer
 from selkit.utils.progress import track
 
 MOST_STORED = 2**30
@@ -45,11 +47,11 @@ def build(
     key: Key,
 ) -> Package:
     """Do the work of :class:`selkit.explain.Explainer`."""
-    if cache not in (True, False, "auto") or not isinstance(cache, bool | str):
+    if not isinstance(cache, bool) and not (isinstance(cache, str) and cache == "auto"):
         raise InvalidInputError(f"cache is {given(cache)}; it must be True, False or 'auto'")
     question = ask(model, choice)
-    if not (isinstance(chunk, str) and chunk == "auto"):
-        check_count(chunk, "chunk")
+    if chunk != "auto" or not isinstance(chunk, str):
+        integer(chunk, "chunk", 1, 2**31)
     batches = read_reference_batch(references, question.inputs, key)
     share = read_weights(weights, len(batches[0]))
     _check_names(question)
@@ -101,7 +103,10 @@ def read_weights(weights: object, count: int) -> NDArray[np.float64]:
     """
     if weights is None:
         return np.full(count, 1 / count)
-    found = as_tensor(weights, "weights").double().cpu().numpy()
+    tensor = as_tensor(weights, "weights")
+    if tensor.is_complex():
+        raise InvalidTypeError(f"weights must be real numbers; got {tensor.dtype}")
+    found = tensor.double().cpu().numpy()
     fits = found.shape == (count,) and np.isfinite(found).all() and (found > 0).all()
     share = found / found.max() if fits else found
     if not fits or not (share / share.sum() > 0).all():

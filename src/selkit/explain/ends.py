@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from selkit.explain.storage import Given
+from selkit.explain.facts import Given
 
 Constants = dict[str, NDArray[Any]]
 

@@ -17,14 +17,14 @@ from selkit.explain import storage
 from selkit.explain.batches import read_batch
 from selkit.explain.build import build
 from selkit.explain.ends import split
+from selkit.explain.facts import Facts
 from selkit.explain.heads import ClassAxis, Position, Reduce
 from selkit.explain.question import Choice, Inputs, Method, check_outputs
 from selkit.explain.result import Explanation
 from selkit.explain.targets import Target, for_batch
 from selkit.explain.verify import Verification, verify
 from selkit.graph.files import Source
-from selkit.utils.arrays import check_count
-from selkit.utils.checks import boolean, given
+from selkit.utils.checks import boolean, given, integer
 from selkit.utils.progress import track
 
 BLOCK = 16
@@ -106,7 +106,7 @@ class Explainer:
 
     def __new__(cls, *arguments: Any, method: str = "deepshap", **options: Any) -> Any:
         """An explainer of the method that is asked for: another method is another class."""
-        if method == "deepshap":
+        if type(method) is str and method == "deepshap":
             return super().__new__(cls)
         return _peer(method)(*arguments, **_accepted(method, options))
 
@@ -133,7 +133,7 @@ class Explainer:
     ) -> None:
         _accepted(method, options)
         if threads is not None:
-            check_count(threads, "threads")
+            integer(threads, "threads", 1, 2**15)
         self._model: Source | None = model
         self._choice = Choice(output, input, fixed, reduce, position, mask, class_axis)
         package = build(
@@ -174,7 +174,7 @@ class Explainer:
             an explainer.
         """
         if threads is not None:
-            check_count(threads, "threads")
+            integer(threads, "threads", 1, 2**15)
         explainer: Explainer = cls.__new__(cls)
         explainer._model = None
         explainer._choice = Choice()
@@ -187,7 +187,7 @@ class Explainer:
         return "deepshap"
 
     @property
-    def facts(self) -> storage.Facts:
+    def facts(self) -> Facts:
         """Names, shapes, target and number of references, as the exported file has them."""
         return self._package.facts
 

@@ -15,6 +15,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.graph.ops.reduction import ReduceMax, ReduceMean, ReduceSum
 from selkit.graph.ops.shape import Gather, Reshape, Transpose
 from selkit.graph.program import Program
+from selkit.utils.arrays import as_tensor
 from selkit.utils.checks import choice, given, integer
 
 Reduce: TypeAlias = Literal["max", "mean", "sum"] | None
@@ -134,7 +135,7 @@ def read_head(
     if reduce is not None:
         choice(reduce, "reduce", ("max", "mean", "sum"))
     shape = tuple(int(side) for side in shape)
-    if len(shape) and shape[0] != 1:
+    if shape and shape[0] != 1:
         raise InvalidInputError(
             f"the output {name!r} has shape {shape} for one sample; its first axis must be that of the samples"
         )
@@ -220,8 +221,8 @@ def _places(
         raise InvalidInputError(
             "mask= needs reduce='max', 'mean' or 'sum': what becomes of the positions in it"
         )
-    if hasattr(mask, "detach"):
-        mask = mask.detach().cpu()
+    if isinstance(mask, torch.Tensor):
+        mask = as_tensor(mask, "mask").cpu()
     try:
         array = np.asarray(mask)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -241,10 +242,8 @@ def _places(
 
 def _place(sides: tuple[int, ...], name: str, position: object) -> int:
     wanted = f"{len(sides)} whole number(s), one for each axis of the positions {sides} of {name!r}"
-    if hasattr(position, "detach"):
-        position = position.detach().cpu().numpy()
-    if isinstance(position, np.ndarray):
-        position = position.tolist()
+    if isinstance(position, torch.Tensor | np.ndarray):
+        position = as_tensor(position, "position").tolist()
     entries = (
         list(position) if isinstance(position, Sequence) and not isinstance(position, str) else [position]
     )

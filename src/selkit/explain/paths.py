@@ -155,9 +155,7 @@ class Paths:
         """Sum over pieces on which the gradient is constant."""
         total = torch.zeros((len(targets), *start.shape), dtype=torch.float64)
         middle, width = (breaks[1:] + breaks[:-1]) / 2, breaks.diff()
-        for at, share in zip(
-            torch.split(middle, self.points), torch.split(width, self.points), strict=True
-        ):
+        for at, share in zip(torch.split(middle, self.points), torch.split(width, self.points), strict=True):
             for number, found in self.gradients(start, difference, at, targets):
                 total[number] += torch.tensordot(share, found, dims=1)
         return Integral(total * difference, torch.zeros(len(targets), dtype=torch.float64), len(middle))

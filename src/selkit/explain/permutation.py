@@ -18,7 +18,7 @@ from selkit.explain.references import Shape, read_array, read_references
 from selkit.explain.result import Explanation
 from selkit.explain.targets import Target, check_target, for_batch, resolved
 from selkit.graph.files import Source, read
-from selkit.utils.arrays import check_count
+from selkit.utils.checks import integer, text
 from selkit.utils.progress import track
 
 FLOATS: dict[str, Any] = {
@@ -101,8 +101,8 @@ class PermutationExplainer(Graphless):
         _shap()
         self._said = {"reduce": reduce, "position": position, "mask": mask, "class_axis": class_axis}
         self._head: Head | None = None
-        self.permutations = check_count(permutations, "permutations")
-        self.seed = check_count(seed, "seed", minimum=0)
+        self.permutations = integer(permutations, "permutations", 1, 2**31)
+        self.seed = integer(seed, "seed", 0, 2**32 - 1)
         self._session = _open(model)
         self.input, self.shape, self.dtype = _input_of(self._session)
         self.output = _output_of(self._session, output)
@@ -238,6 +238,8 @@ def _input_of(session: Any) -> tuple[str, Shape | None, Any]:
 def _output_of(session: Any, name: str | None) -> str:
     kinds = {entry.name: entry.type for entry in session.get_outputs()}
     floating = [str(entry) for entry, kind in kinds.items() if kind in FLOATS]
+    if name is not None:
+        text(name, "output")
     if name is None and len(floating) == 1:
         return floating[0]
     if name in floating:

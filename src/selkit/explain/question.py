@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFiniteError, UnsupportedModelError
+from selkit.explain.facts import Given
 from selkit.explain.heads import ClassAxis, Head, Position, Reduce, read_head
-from selkit.explain.storage import Given
 from selkit.graph.files import Source, read
 from selkit.graph.model import Graph, ValueSpec
 from selkit.graph.ops.base import Kind, Operator

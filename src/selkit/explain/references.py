@@ -13,7 +13,8 @@ from torch import Tensor
 
 from selkit.embeddings.batches import Key, input_of
 from selkit.errors import InvalidInputError, InvalidTypeError
-from selkit.utils.arrays import as_tensor, check_count
+from selkit.utils.arrays import as_tensor
+from selkit.utils.checks import integer
 
 Shape: TypeAlias = tuple[int | None, ...]
 
@@ -182,7 +183,7 @@ def summarize(
     """
     from sklearn.cluster import KMeans
 
-    check_count(k, "k")
+    integer(k, "k", 1)
     samples = read_references(references, None, None, key=key)
     rows = samples.reshape(len(samples), -1)
     # Sorted and without repetitions, so that neither the order nor ties decide.
@@ -192,7 +193,7 @@ def summarize(
             f"k is {k}, but references has {len(unique)} different samples (of {len(rows)}); "
             f"give k of at most {len(unique)}, or more samples"
         )
-    kmeans = KMeans(k, n_init=4, random_state=check_count(seed, "seed", minimum=0))
+    kmeans = KMeans(k, n_init=4, random_state=integer(seed, "seed", 0, 2**32 - 1))
     labels = kmeans.fit_predict(unique, sample_weight=counts)
     chosen, share = np.empty(k, dtype=np.int64), np.empty(k)
     for cluster in range(k):
@@ -225,12 +226,7 @@ def _batches(
 
 def _floating(values: object, dtype: DTypeLike | None, name: str) -> NDArray[Any]:
     """The numbers in the model's type; what is not floating is refused."""
-    try:
-        tensor = as_tensor(values, name)
-    except InvalidInputError:
-        raise
-    except ValueError as error:  # of numpy, for lists of unequal lengths
-        raise InvalidInputError(f"{name} is no array: {error}; bring its samples to one shape") from error
+    tensor = as_tensor(values, name)
     if not tensor.is_floating_point():
         raise InvalidTypeError(
             f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; the model takes "

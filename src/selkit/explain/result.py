@@ -84,15 +84,19 @@ class Explanation:
             )
         for name, values in parts.items():
             x = taken[name]
-            lead = np.shape(values)[: np.ndim(values) - np.ndim(x) + 1]
-            if np.shape(values)[len(lead) - 1 :] != np.shape(x) or len(lead) not in (1, 2):
+            shape, wanted = _shape(values, "attributions"), _shape(x, "x")
+            lead = shape[: len(shape) - len(wanted) + 1]
+            if shape[len(lead) - 1 :] != wanted or len(lead) not in (1, 2):
                 raise InvalidInputError(
-                    f"attributions has shape {np.shape(values)}; it must be that of x, {np.shape(x)}, "
+                    f"attributions has shape {shape}; it must be that of x, {wanted}, "
                     "with at most one axis for targets before it"
                 )
             for field in ("base_value", "output", "target", "integration_error"):
-                shape = np.shape(getattr(self, field))
-                if shape != lead and getattr(self, field) is not None:
+                value = getattr(self, field)
+                if value is None and field == "integration_error":
+                    continue
+                shape = _shape(value, field)
+                if shape != lead:
                     raise InvalidInputError(
                         f"{field} has shape {shape}; it must be {lead}, one number for each attribution"
                     )
@@ -241,7 +245,7 @@ class Explanation:
         *,
         target: int | None = None,
         input: str | None = None,
-        **options: Any,  # noqa: A002
+        **options: Any,
     ) -> Any:
         """Draw the attributions of one sample: over an image, as bars, or under a signal, by x's shape.
 
@@ -323,3 +327,11 @@ class Explanation:
         if self.integration_error is not None:
             text += f", integration error at most {float(self.integration_error.max(initial=0.0)):.2g}"
         return text
+
+
+def _shape(values: Any, name: str) -> tuple[int, ...]:
+    """The shape of an array."""
+    try:
+        return tuple(np.shape(values))
+    except ValueError as error:  # of numpy, for lists of unequal lengths
+        raise InvalidInputError(f"{name} is no array: {error}") from error

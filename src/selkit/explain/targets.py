@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from selkit.errors import InvalidInputError
 from selkit.utils.checks import given
@@ -88,8 +90,10 @@ def per_sample(target: object, chosen: Chosen, outputs: int, count: int) -> NDAr
 
 def whole_numbers(target: object, wanted: str) -> NDArray[np.int64]:
     """A number or an array of whole numbers of any library."""
-    if hasattr(target, "detach"):
-        target = target.detach().cpu()
+    if isinstance(target, Tensor):
+        if target.is_meta or target.layout is not torch.strided:
+            raise InvalidInputError(f"target is {given(target)} without values; it must be {wanted}")
+        target = target.detach().cpu().numpy() if target.dtype != torch.bfloat16 else target.float().numpy()
     if target is None or isinstance(target, bytes | bytearray | dict | set | frozenset):
         raise InvalidInputError(f"target is {given(target)}; it must be {wanted}")
     try:

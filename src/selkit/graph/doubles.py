@@ -42,11 +42,11 @@ _ATAN_BELOW = (1.0, 24.858464901423063, 165.02700983169885, 432.88106049129027, 
 _ATAN_LAST = 194.5506571482614
 
 
-def _softplus(x: Symbol, given: Given) -> Symbol:
+def _softplus(x: Symbol, _: Given) -> Symbol:
     return x.relu() + ((-x.abs()).exp() + 1.0).log()
 
 
-def _softsign(x: Symbol, given: Given) -> Symbol:
+def _softsign(x: Symbol, _: Given) -> Symbol:
     return x / (x.abs() + 1.0)
 
 
@@ -79,7 +79,7 @@ def _thresholded(x: Symbol, given: Given) -> Symbol:
     return where(x > float(given.get("alpha", 1.0)), x, 0.0)
 
 
-def _erf(x: Symbol, given: Given) -> Symbol:
+def _erf(x: Symbol, _: Given) -> Symbol:
     """``1 - erfc |x|`` with the sign of ``x``, to about the last digit of 1."""
     size = x.abs()
     t = (size * 0.5 + 1.0).reciprocal()
@@ -97,7 +97,7 @@ def _erf(x: Symbol, given: Given) -> Symbol:
     return sign * (below * -1.0 + 1.0)
 
 
-def _atan(x: Symbol, given: Given) -> Symbol:
+def _atan(x: Symbol, _: Given) -> Symbol:
     """By a quotient of polynomials on ``[-0.66, 0.66]``, the rest reflected (Moshier 1989, Cephes)."""
     size = x.abs()
     far, middle = size > 1 + math.sqrt(2), size > 0.66
@@ -123,12 +123,12 @@ def _gelu(x: Symbol, given: Given) -> Symbol:
     return x * 0.5 * (_erf(x * math.sqrt(0.5), given) + 1.0)
 
 
-def _hard_swish(x: Symbol, given: Given) -> Symbol:
+def _hard_swish(x: Symbol, _: Given) -> Symbol:
     return x * (x * (1 / 6) + 0.5).clamp(0.0, 1.0)
 
 
-def _mish(x: Symbol, given: Given) -> Symbol:
-    return x * _softplus(x, given).tanh()
+def _mish(x: Symbol, _: Given) -> Symbol:
+    return x * _softplus(x, _).tanh()
 
 
 ELEMENTWISE: dict[str, Callable[[Symbol, Given], Symbol]] = {
@@ -171,6 +171,8 @@ def written(tape: Tape, op: str, inputs: Inputs, shape: Shape, attributes: Given
         return _global(tape, op, inputs[0], shape)
     if op not in SINGLE:
         return None
-    single: list[Symbol | None] = [None if value is None else tape.converted(value, torch.float32) for value in inputs]
+    single: list[Symbol | None] = [
+        None if value is None else tape.converted(value, torch.float32) for value in inputs
+    ]
     (made,) = tape.ops(op, *single, shapes=[shape], dtypes=[torch.float32], **attributes)
     return tape.converted(made, torch.float64)

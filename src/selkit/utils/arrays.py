@@ -39,12 +39,17 @@ def as_tensor(values: object, name: str) -> Tensor:
     if isinstance(values, Tensor):
         if values.layout is not torch.strided:
             raise InvalidTypeError(f"{name} is a sparse tensor; call .to_dense() first")
+        if values.is_meta:
+            raise InvalidTypeError(f"{name} is a tensor on the device 'meta', which has no values")
         return values.detach()
     if values is None or isinstance(values, (str, bytes, dict)) or hasattr(values, "toarray"):
         raise InvalidTypeError(
             f"{name} must be a dense torch tensor or NumPy array of numbers; got {type(values).__name__}"
         )
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidInputError(f"{name} is no array: {error}; bring its samples to one shape") from error
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise InvalidTypeError(f"{name} must hold real numbers of at most 64 bits; got dtype {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
