@@ -205,7 +205,8 @@ def test_inputs_that_overflow_are_named(method):
 
 def test_masks_of_minus_infinity_are_no_fault():
     """Attention masks are infinite weights, and mean what they say."""
-    text = """agraph (float[N, 3] x) => (float[N, 3] y) <float[1, 3] m> { h = Add(x, m)  y = Softmax <axis = 1> (h) }"""
+    text = """agraph (float[N, 3] x) => (float[N, 3] y) <float[1, 3] m>
+        { h = Add(x, m)  y = Softmax <axis = 1> (h) }"""
     model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]>' + text)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([[0, -np.inf, 0]], np.float32), "m"))
     del model.graph.input[1:]

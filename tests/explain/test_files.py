@@ -1,4 +1,4 @@
-"""Files that are written whole, never under a session that reads them, and believed only as they were written."""
+"""Files that are written whole, never under a session that reads them, and believed only if unchanged."""
 
 from __future__ import annotations
 

@@ -197,7 +197,8 @@ def test_what_is_not_clear_is_refused(shape, options, text):
 def test_trees_and_others_by_permutation():
     pytest.importorskip("shap")
     model = parse(
-        "agraph (float[N, 4] x) => (float[N, 2, 2] y) <int64[3] s = {0, 2, 2}> { h = Relu(x)  y = Reshape(h, s) }"
+        "agraph (float[N, 4] x) => (float[N, 2, 2] y) <int64[3] s = {0, 2, 2}> "
+        "{ h = Relu(x)  y = Reshape(h, s) }"
     )
     x = np.abs(np.random.default_rng(0).standard_normal((3, 4))).astype(np.float32)
     found = PermutationExplainer(

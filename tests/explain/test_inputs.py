@@ -179,7 +179,7 @@ def test_the_value_behind_an_embedding(dynamo, method):
     model = Words().eval()
     ids = torch.randint(11, (4, 5), generator=torch.Generator().manual_seed(0))
     content = export(model, (ids[:1],), ["ids"], dynamo=dynamo)
-    with pytest.raises(InvalidTypeError, match="'ids' is int64.*behind the embedding"):
+    with pytest.raises(InvalidTypeError, match=r"'ids' is int64.*behind the embedding"):
         Explainer(content, ids[2:])
     gather = next(node for node in onnx.load_from_string(content).graph.node if node.op_type == "Gather")
     vectors = model.embedding(ids).detach().numpy()
@@ -194,7 +194,8 @@ def test_the_value_behind_an_embedding(dynamo, method):
 
 
 TWO = parse(
-    "agraph (float[N, 2] a, float[N, 3] b) => (float[N, 2] y) { s = ReduceSum <keepdims = 1> (b)  y = Add(a, s) }"
+    "agraph (float[N, 2] a, float[N, 3] b) => (float[N, 2] y) "
+    "{ s = ReduceSum <keepdims = 1> (b)  y = Add(a, s) }"
 )
 A, B = np.zeros((2, 2), np.float32), np.zeros((2, 3), np.float32)
 

@@ -1,4 +1,4 @@
-"""Integrated gradients against closed forms, captum's formula and brute force; and what they say of themselves."""
+"""Integrated gradients against closed forms, captum's formula and brute force; and what they state."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def gauss(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_one_hidden_layer_in_closed_form():
-    """Each unit is on for a part of the path, which is solved for; the integral is that part of its weights."""
+    """Each unit is on for a part of the path, which is solved for; the integral is that part of weights."""
     rng = np.random.default_rng(1)
     w, b, v = rng.standard_normal((5, 40)), rng.standard_normal(40), rng.standard_normal((40, 3))
     model = onnx.parser.parse_model(
@@ -151,8 +151,10 @@ TIES = {
     "two forms of one": "{ h = Neg(x)  a = Max(x, h)  b = Abs(x)  y = Sub(a, b) }",
     "on a knot all along": "<float z = {0}> { h = Mul(x, z)  g = Relu(h)  y = Add(g, x) }",
     "a window of copies": """<int64[3] s = {1, 1, 3}, int64[1] a = {2}> { r = Reshape(x, s)
-        h = Concat <axis = 2> (r, r)  p = MaxPool <kernel_shape = [3]> (h)  y = ReduceSum <keepdims = 0> (p, a) }""",
-    "tied with a constant": "<float z = {0}, float[3] w = {1, 0, -1}> { h = Mul(x, w)  m = Max(h, z)  y = Relu(m) }",
+        h = Concat <axis = 2> (r, r)  p = MaxPool <kernel_shape = [3]> (h)
+        y = ReduceSum <keepdims = 0> (p, a) }""",
+    "tied with a constant": """<float z = {0}, float[3] w = {1, 0, -1}>
+        { h = Mul(x, w)  m = Max(h, z)  y = Relu(m) }""",
 }
 
 
@@ -217,7 +219,7 @@ def test_another_method_is_another_class(images):
     assert "exact" in repr(made)
     for call in (lambda: made.export("x.onnx"), lambda: made.verify(images), lambda: made.facts):
         with pytest.raises(
-            NotAvailableError, match="integrated_gradients.*cut where its own activations switch"
+            NotAvailableError, match=r"integrated_gradients.*cut where its own activations switch"
         ):
             call()
     with pytest.raises(InvalidInputError, match="cache is no argument of method='integrated_gradients'"):

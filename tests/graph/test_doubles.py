@@ -1,4 +1,4 @@
-"""Double precision where onnxruntime has no kernel: formulas against SciPy, and additivity of each operator."""
+"""Double precision where onnxruntime has no kernel: formulas against SciPy, and additivity of operators."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ SINGLE = {
 
 @pytest.mark.parametrize(("text", "weights"), [*LAYERS.items(), *SINGLE.items()], ids=[*LAYERS, *SINGLE])
 def test_layers(text, weights):
-    """Held to the same model in single precision by onnxruntime; convolutions add up as single precision does."""
+    """Held to the same model in single precision by onnxruntime; convolutions add up as that does."""
     stored = f"<{weights}>" if weights else ""
     model = parse(f"agraph (double[N, 2, 5] x) => (double[N, a, b] y) {stored} {{ {text} }}")
     x = np.random.default_rng(0).standard_normal((4, 2, 5))

@@ -47,10 +47,10 @@ def build(
     key: Key,
 ) -> Package:
     """Do the work of :class:`selkit.explain.Explainer`."""
-    if not isinstance(cache, bool) and not (isinstance(cache, str) and cache == "auto"):
+    if not _is_auto(cache) and not _is_truth(cache):
         raise InvalidInputError(f"cache is {given(cache)}; it must be True, False or 'auto'")
     question = ask(model, choice)
-    if chunk != "auto" or not isinstance(chunk, str):
+    if not _is_auto(chunk):
         integer(chunk, "chunk", 1, 2**31)
     batches = read_reference_batch(references, question.inputs, key)
     share = read_weights(weights, len(batches[0]))
@@ -80,6 +80,14 @@ def build(
     proto = made.explanation(Names(asked.inputs, asked.raw), scanned, base, indices, several=several)
     facts = Facts(asked.inputs, asked.raw, asked.classes, chosen, len(rows), kept)
     return Package(proto, made.arrays, facts)
+
+
+def _is_auto(value: object) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
+def _is_truth(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 def _check_names(question: Question) -> None:

@@ -280,7 +280,7 @@ class Explainer:
         path
             Of the file.
         external
-            Whether large values go to a file beside it, ``<path>.<checksum>.data``, which onnxruntime maps into memory;
+            Whether large values go to a file beside it, ``<path>.<checksum>.data``, which onnxruntime maps;
             by default only beyond 1.5 GiB, because protobuf ends at 2 GiB. That file's name ends with its
             content's checksum, so that a session that has mapped an older one is not disturbed.
 

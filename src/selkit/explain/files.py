@@ -1,4 +1,4 @@
-"""An explainer's files: data beside the graph under its checksum's name, and a checksum of the graph itself."""
+"""An explainer's files: data beside the graph, called by its checksum, and a checksum of the graph."""
 
 from __future__ import annotations
 

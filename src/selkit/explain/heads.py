@@ -137,7 +137,7 @@ def read_head(
     shape = tuple(int(side) for side in shape)
     if shape and shape[0] != 1:
         raise InvalidInputError(
-            f"the output {name!r} has shape {shape} for one sample; its first axis must be that of the samples"
+            f"the output {name!r} has shape {shape} for one sample; its first axis must be samples"
         )
     if not math.prod(shape):
         raise InvalidInputError(f"the output {name!r} has shape {shape} for one sample: it is empty")
@@ -169,10 +169,21 @@ def _class_axis(
         return axis
     if rank < 2:
         return None
-    if rank == 2 or all(side == 1 for side in shape[1:]):
+    if rank == 2 or all(side == 1 for side in shape[1:]) or (rank > 3 and all(s == 1 for s in shape[2:])):
         return 1
-    if rank > 3 and all(side == 1 for side in shape[2:]):
-        return 1
+    found = _told_by_shapes(shape, inputs)
+    if found is not None:
+        return found
+    raise InvalidInputError(
+        f"the output {name!r} has shape {shape} for one sample, and the inputs' shapes do not tell which of "
+        f"its axes the classes are on; say class_axis=1, class_axis={rank - 1}, or class_axis='none' for "
+        "no classes"
+    )
+
+
+def _told_by_shapes(shape: tuple[int, ...], inputs: Sequence[Sequence[int]]) -> int | None:
+    """The axis of the classes if the shapes tell it: the first or the last one behind the samples."""
+    rank = len(shape)
     fits = {
         first
         for first, sides in ((1, shape[2:]), (rank - 1, shape[1:-1]))
@@ -187,11 +198,7 @@ def _class_axis(
         return 1  # no grid of positions is one element high; a single channel is common
     if rank > 3 and shape[-1] == 1 < shape[1]:
         return rank - 1
-    raise InvalidInputError(
-        f"the output {name!r} has shape {shape} for one sample, and the inputs' shapes do not tell which of its "
-        f"axes the classes are on; say class_axis=1, class_axis={rank - 1}, or class_axis='none' if there are "
-        "no classes"
-    )
+    return None
 
 
 def _same_places(sides: Sequence[int], shape: Sequence[int], *, last: bool) -> bool:

@@ -28,23 +28,23 @@ class IntegratedGradientsExplainer(Graphless):
     """Integrate the gradient along the straight path from each reference to the input.
 
     Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks"; over several references the mean
-    ("expected gradients", Erion et al. 2021). The attributions of a sample sum to ``f(x) - mean f(references)``.
-    The usual sum over 50 steps misses that by percents, because a network's gradient jumps wherever an
-    activation switches. Here the path is cut at these places. On each piece of a piecewise-linear network the
-    gradient is constant, so the integral is a finite sum, exact to rounding. Where something is smooth, each
-    piece is integrated by Gauss' and Kronrod's rules and halved until they agree, and the explanation says how
-    much is left (:attr:`Explanation.integration_error`).
+    ("expected gradients", Erion et al. 2021). The attributions of a sample sum to
+    ``f(x) - mean f(references)``. The usual sum over 50 steps misses that by percents, because a network's
+    gradient jumps wherever an activation switches. Here the path is cut at these places. On each piece of a
+    piecewise-linear network the gradient is constant, so the integral is a finite sum, exact to rounding.
+    Where something is smooth, each piece is integrated by Gauss' and Kronrod's rules and halved until they
+    agree, and the explanation says how much is left (:attr:`Explanation.integration_error`).
 
-    All is computed by torch in float64. A path costs one pass forward and back for each of its pieces, of which
-    there are hundreds in small networks and many thousands in large ones: see ``budget``.
+    All is computed by torch in float64. A path costs one pass forward and back for each of its pieces, of
+    which there are hundreds in small networks and many thousands in large ones: see ``budget``.
 
     Parameters
     ----------
     model, references, output, target, input, fixed, reduce, position, mask, class_axis, weights, key
         As for :class:`selkit.explain.Explainer`.
     tolerance
-        Error at which halving stops where the integral is no finite sum, relative to the larger of the outputs
-        at the path's ends.
+        Error at which halving stops where the integral is no finite sum, relative to the larger of the
+        outputs at the path's ends.
     budget
         Most gradients for one path. If a path has more pieces, it is halved as often as that allows, and what
         is left is in ``integration_error``.
@@ -167,8 +167,8 @@ class IntegratedGradientsExplainer(Graphless):
         found = self._paths.integrate(torch.from_numpy(start), torch.from_numpy(end), targets.tolist())
         if not bool(torch.isfinite(found.attributions).all()):
             raise NotFiniteError(
-                f"the gradient is not finite along the path to sample {place}: the model has an infinite slope "
-                "there (such as that of Sqrt at 0), or overflows. Choose other references, or "
+                f"the gradient is not finite along the path to sample {place}: the model has an infinite "
+                "slope there (such as that of Sqrt at 0), or overflows. Choose other references, or "
                 "method='deepshap', which takes no gradients"
             )
         return found

@@ -148,8 +148,8 @@ class Paths:
             for number, target in enumerate(targets):
                 more = number + 1 < len(targets)
                 total = values[:, 0, target].sum()
-                (found,) = torch.autograd.grad(total, stack, retain_graph=more, allow_unused=True)
-                yield number, torch.zeros_like(stack[:, 0]) if found is None else found[:, 0]
+                (found,) = torch.autograd.grad(total, stack, retain_graph=more)
+                yield number, found[:, 0]
 
     def _sum(self, start: Tensor, difference: Tensor, breaks: Tensor, targets: Sequence[int]) -> Integral:
         """Sum over pieces on which the gradient is constant."""
@@ -189,7 +189,7 @@ class Paths:
     def _rules(
         self, start: Tensor, difference: Tensor, left: Tensor, width: Tensor, targets: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Kronrod's rule on each piece, ``(T, pieces, *input)``, and how far Gauss' rule or the sum is off."""
+        """Kronrod's rule on each piece, ``(T, pieces, *input)``, and how far Gauss' rule or its sum is."""
         nodes, weights, lower = (torch.tensor(v, dtype=torch.float64) for v in (NODES, KRONROD, GAUSS))
         at = left[:, None] + width[:, None] * (nodes + 1) / 2
         edges = torch.stack([left, left + width], 1).reshape(-1, *(1,) * start.ndim)

@@ -82,8 +82,8 @@ def plot(
     draws: dict[str, Any] = {"bars": plot_bars, "signal": plot_signal, "image": plot_image}
     if not isinstance(chosen, str) or chosen not in draws:
         raise InvalidInputError(
-            f"kind is {given(kind)} for samples of shape {x.shape}; it must be 'image', 'bars' or 'signal'. Draw "
-            "a slice of other shapes: selkit.explain.plots.plot_image(x[0, :, 3], attributions[0, :, 3])"
+            f"kind is {given(kind)} for samples of shape {x.shape}; it must be 'image', 'bars' or 'signal'. "
+            "Draw a slice of other shapes: selkit.explain.plots.plot_image(x[0, :, 3], attributions[0, :, 3])"
         )
     title = (
         f"output {explanation.target[sample]}: {explanation.output[sample]:.4g}, "

@@ -124,15 +124,15 @@ class Question:
             if "neither live" not in str(error):
                 raise
             raise InvalidInputError(
-                f"{error}: the output needs them beside {', '.join(live)}; explain them, too, with input=, or "
+                f"{error}: the output needs them beside {', '.join(live)}; explain them with input=, or "
                 "give their values with fixed={name: array}"
             ) from error
         absent = [name for name in live if name not in program.inputs]
         if self.output in program.constants or absent:
-            names = ", ".join(repr(name) for name in absent or live)
+            missing = ", ".join(repr(name) for name in absent or live)
             raise InvalidInputError(
-                f"the output {self.output!r} does not depend on the input {names}; name the inputs to explain "
-                "with input="
+                f"the output {self.output!r} does not depend on the input {missing}; name the inputs to "
+                "explain with input="
             )
         _check_weights(program)
         shape = tuple(program.shapes[self.output])
@@ -278,8 +278,8 @@ def _specs(
     for spec in chosen:
         if spec.shape is not None and spec.shape[:1] not in ((None,), (1,)):
             raise InvalidInputError(
-                f"the model's input {spec.name!r} has the fixed batch size {spec.shape[:1]}; export the model "
-                "with a batch of 1 or a dynamic batch axis"
+                f"the model's input {spec.name!r} has the fixed batch size {spec.shape[:1]}; export the "
+                "model with a batch of 1 or a dynamic batch axis"
             )
     return tuple(chosen)
 
@@ -288,8 +288,8 @@ def _refuse_whole(whole: Sequence[ValueSpec], free: Sequence[ValueSpec]) -> None
     if whole:
         listed = ", ".join(f"{s.name!r} is {str(s.dtype).removeprefix('torch.')}" for s in whole)
         raise InvalidTypeError(
-            f"the model's input {listed}; attributions are for float32 or float64. Give it the same value for "
-            "all samples with fixed={name: array}, or, for token indices, explain the value behind the "
+            f"the model's input {listed}; attributions are for float32 or float64. Give it the same value "
+            "for all samples with fixed={name: array}, or, for token indices, explain the value behind the "
             "embedding: input='its name'"
         )
     if not free:
@@ -353,9 +353,9 @@ def check_outputs(outputs: NDArray[Any], what: str) -> None:
     bad = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
     if bad.any():
         raise NotFiniteError(
-            f"the model's output is NaN or infinite for {int(bad.sum())} of {len(bad)} {what}, first for number "
-            f"{int(bad.argmax())}: its weights are infinite, or numbers overflow on the way. Scale the inputs as "
-            "in training, or leave these out"
+            f"the model's output is NaN or infinite for {int(bad.sum())} of {len(bad)} {what}, first for "
+            f"number {int(bad.argmax())}: its weights are infinite, or numbers overflow on the way. Scale "
+            "the inputs as in training, or leave these out"
         )
 
 

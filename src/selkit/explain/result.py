@@ -244,7 +244,7 @@ class Explanation:
         sample: int = 0,
         *,
         target: int | None = None,
-        input: str | None = None,
+        input: str | None = None,  # noqa: A002 - what a model calls it
         **options: Any,
     ) -> Any:
         """Draw the attributions of one sample: over an image, as bars, or under a signal, by x's shape.

@@ -84,10 +84,8 @@ class Package:
         if not (self.size > INLINE_LIMIT if external is None else external):
             proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in self.arrays.items())
             return files.finish(target, proto, self.facts, None)
-        parts = []
-        for tensor in files.tensors(proto.graph):
-            if len(tensor.raw_data) >= LARGE:
-                parts.append((tensor, numpy_helper.to_array(tensor)))
+        large = [tensor for tensor in files.tensors(proto.graph) if len(tensor.raw_data) >= LARGE]
+        parts = [(tensor, numpy_helper.to_array(tensor)) for tensor in large]
         parts += [(proto.graph.initializer.add(name=name), array) for name, array in self.arrays.items()]
         checksum = files.digest(array for _, array in parts)
         data = target.with_name(files.data_name(target.name, checksum))

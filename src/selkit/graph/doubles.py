@@ -94,7 +94,8 @@ def _erf(x: Symbol, _: Given) -> Symbol:
             now, before = (following if before is None else following - before), now
     below = t * ((twice * now + _ERFC[0]) * 0.5 - before - size * size).exp()
     sign = where(x > 0.0, 1.0, where(x < 0.0, -1.0, 0.0))
-    return sign * (below * -1.0 + 1.0)
+    result: Symbol = sign * (below * -1.0 + 1.0)
+    return result
 
 
 def _atan(x: Symbol, _: Given) -> Symbol:
@@ -161,12 +162,14 @@ def written(tape: Tape, op: str, inputs: Inputs, shape: Shape, attributes: Given
         return ELEMENTWISE[op](inputs[0], attributes)
     if op == "PRelu":
         x: Symbol = inputs[0]
-        return x.relu() + x.minimum(0.0) * inputs[1]
+        below: Symbol = x.minimum(0.0) * inputs[1]
+        return x.relu() + below
     if op == "Mean":
         total: Symbol = inputs[0]
         for value in inputs[1:]:
             total = total + value
-        return total * (1 / len(inputs))
+        mean: Symbol = total * (1 / len(inputs))
+        return mean
     if op in ("GlobalAveragePool", "GlobalMaxPool"):
         return _global(tape, op, inputs[0], shape)
     if op not in SINGLE:
