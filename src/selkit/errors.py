@@ -18,6 +18,10 @@ class InvalidInputError(SelkitError, ValueError):
     """An argument has a value that cannot be used: NaN, an empty set, a wrong shape or range."""
 
 
+class NotFiniteError(InvalidInputError):
+    """A model's result for these inputs is NaN or infinite, although the inputs are not."""
+
+
 class InvalidTypeError(SelkitError, TypeError):
     """An argument is of a type or dtype that cannot be used."""
 

@@ -40,7 +40,8 @@ def expected(folder, target: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("method", "chunk"), [("deepshap", 1), ("deepshap", 4), ("deepshap", 100), ("permutation", 6)]
+    ("method", "chunk"),
+    [("deepshap", 1), ("deepshap", 4), ("deepshap", 100), ("permutation", 6), ("integrated_gradients", 6)],
 )
 def test_attributions_of_a_linear_model(selkit, linear, chunk, method):
     if method == "permutation":

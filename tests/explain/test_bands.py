@@ -14,9 +14,11 @@ from onnx import helper
 from torch import Tensor, nn
 
 from selkit.explain import Explainer, bands, rules
-from selkit.explain.assemble import _model, _node, _store, _stored_in, divide
+from selkit.explain.assemble import _model, _node, _store, _stored_in
 from selkit.explain.bands import Bands, late, plan, total
 from selkit.explain.build import build
+from selkit.explain.question import Choice
+from selkit.explain.scopes import divide
 from selkit.graph.model import Graph
 from selkit.graph.program import Program
 from selkit.graph.symbols import Symbol, Uses
@@ -232,8 +234,8 @@ def test_more_references_at_once_where_there_are_bands_and_activations_are_store
         package = build(
             content,
             x[:1].repeat(10, 1, 1, 1),
-            None,
             0,
+            choice=Choice(),
             weights=None,
             cache=cache,
             chunk="auto",

@@ -21,7 +21,8 @@ from selkit.errors import (
     NotAvailableError,
     UnsupportedModelError,
 )
-from selkit.explain import Explainer, build, storage
+from selkit.explain import Explainer, build, files, storage
+from selkit.explain.question import Choice
 
 sys.path.insert(0, str(Path(__file__).parent))
 import networks
@@ -81,7 +82,7 @@ print(json.dumps(sums))
 @pytest.mark.parametrize("external", [None, True], ids=["one file", "data beside it"])
 def test_plain_onnxruntime_runs_the_file_in_batches_of_1_and_7(external, explainer, images, tmp_path):
     explainer.export(tmp_path / "e.onnx", external=external)
-    assert (tmp_path / "e.onnx.data").exists() == bool(external)
+    assert len(list(tmp_path.glob("e.onnx.*.data"))) == bool(external)
     np.save(tmp_path / "x.npy", images)
     command = [sys.executable, "-c", CLEAN, str(tmp_path / "e.onnx"), str(tmp_path / "x.npy")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -131,7 +132,7 @@ def test_verify_notices_a_graph_that_was_changed(explainer, images, content):
         for name, array in package.arrays.items()
     }
     changed = Explainer.__new__(Explainer)
-    changed._permutation, changed._model, changed.method = None, content, "deepshap"
+    changed._model, changed._choice = content, Choice()
     proto = onnx.ModelProto()
     proto.CopyFrom(package.proto)
     base = next(t for t in proto.graph.initializer if t.name == "selkit.base")
@@ -255,12 +256,17 @@ def test_bad_options(options, text, content, images):
 @pytest.mark.parametrize(
     ("text", "shape", "error", "match"),
     [
-        ("agraph (float[N, 2, 3] x) => (float[N, 2, 3] y) { y = Relu(x) }", (2, 3), InvalidInputError, "2-D"),
         (
-            "agraph (float[N, 2] x) => (float[N] y) { y = ReduceSum <keepdims = 0> (x) }",
-            (2,),
+            "agraph (float[N, 2, 3] x) => (float[N, 2, 3] y) { y = Relu(x) }",
+            (2, 3),
             InvalidInputError,
-            "2-D",
+            "class_axis=1, class_axis=2",
+        ),
+        (
+            "agraph (float[N, 2, 5, 5] x) => (float[N, 2, 5, 5] y) { y = Relu(x) }",
+            (2, 5, 5),
+            InvalidInputError,
+            "reduce='max', 'mean' or 'sum'",
         ),
         (
             "agraph (float[4, 2] x) => (float[4, 2] y) { y = Relu(x) }",
@@ -271,8 +277,8 @@ def test_bad_options(options, text, content, images):
         (
             "agraph (float[N, 2] x, float[N, 2] z) => (float[N, 2] y) { y = Add(x, z) }",
             (2,),
-            InvalidInputError,
-            "takes 2 inputs",
+            InvalidTypeError,
+            r"a mapping with an array for each explained input \('x', 'z'\)",
         ),
         ("agraph (int64[N, 2] x) => (int64[N, 2] y) { y = Neg(x) }", (2,), InvalidTypeError, "token"),
         (
@@ -325,15 +331,19 @@ def test_files_that_are_no_explainers(tmp_path, explainer):
         "[]",
         '{"format": 99}',
         '{"format": 1}',
-        '{"format": 1, "target": 0, "shape": 3}',
-        '{"format": 1, "target": 0, "shape": [2], "input": "z", "output": "y", "dtype": "float32", '
-        '"references": 1, "cached": true}',
+        '{"format": 2.0}',
+        '{"format": true}',
+        '{"format": 2}',
+        '{"format": 2, "target": 0, "inputs": []}',
+        '{"format": 2, "target": 0, "inputs": 3}',
+        '{"format": 2, "target": 0, "inputs": [{"name": "z", "shape": [2], "dtype": "float32"}], '
+        '"output": "y", "classes": 3, "references": 1, "cached": true}',
     ],
 )
 def test_files_that_describe_themselves_wrongly(facts, tmp_path):
     model = onnx.ModelProto()
     model.CopyFrom(LINEAR)
-    model.metadata_props.append(onnx.StringStringEntryProto(key=storage.KEY, value=facts))
+    model.metadata_props.append(onnx.StringStringEntryProto(key=files.KEY, value=facts))
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(FileFormatError):
         Explainer.load(tmp_path / "model.onnx")
@@ -343,14 +353,15 @@ def test_data_outside_the_folder_is_refused(explainer, tmp_path):
     inner = tmp_path / "inner"
     inner.mkdir()
     explainer.export(inner / "e.onnx", external=True)
-    (inner / "e.onnx.data").rename(tmp_path / "e.onnx.data")
+    (data,) = inner.glob("e.onnx.*.data")
+    data.rename(tmp_path / data.name)
     model = onnx.load(inner / "e.onnx", load_external_data=False)
 
     def move(graph: onnx.GraphProto) -> None:
         for tensor in graph.initializer:
             for entry in tensor.external_data:
                 if entry.key == "location":
-                    entry.value = "../e.onnx.data"
+                    entry.value = f"../{data.name}"
         for node in graph.node:
             for attribute in node.attribute:
                 move(attribute.g)

@@ -149,5 +149,5 @@ def test_images_keep_their_shape_and_type():
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, True, None])
 def test_k_must_be_a_positive_number(k):
-    with pytest.raises(InvalidInputError, match="k must be a whole number"):
+    with pytest.raises((InvalidInputError, InvalidTypeError), match="k must be a whole number"):
         summarize(SAMPLES, k)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from selkit.cli import options as shared
 from selkit.cli.console import Console, Exit
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, NotFiniteError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,6 +35,7 @@ EXAMPLES = """\
   selkit explain model.onnx new/ --color rgb --references train/ --summarize 10 --target 3 \\
       -o attributions.npy --table summary.csv
   selkit explain model.onnx new.npy --references typical.npy -o attributions.npy --export explained.onnx
+  selkit explain model.onnx new.npy --references typical.npy -o a.npy --method integrated_gradients
 """
 
 
@@ -44,7 +45,7 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
         commands,
         common,
         "explain",
-        summary="explain a model's output by Shapley values (DeepSHAP)",
+        summary="explain a model's output (DeepSHAP, integrated gradients, Shapley values)",
         text="Writes the attributions, shape (N, ...) as the inputs, or (targets, N, ...). For each sample "
         "they sum to the output minus the mean output of the references. A sample that cannot be explained "
         "has NaN, and the exit code is 3. An interrupted run continues where it stopped.",
@@ -71,7 +72,16 @@ def add(commands: shared.Commands, common: ArgumentParser) -> None:
         help="top (each sample's largest output; default), an index, several as 0,3, or all",
     )
     parser.add_argument(
-        "--method", choices=["deepshap", "permutation"], default="deepshap", help="(default: deepshap)"
+        "--method",
+        choices=["deepshap", "integrated_gradients", "permutation"],
+        default="deepshap",
+        help="(default: deepshap)",
+    )
+    output = parser.add_argument_group("outputs with positions: maps and sequences")
+    output.add_argument("--reduce", choices=["max", "mean", "sum"], help="explain this over all positions")
+    output.add_argument("--position", type=position, metavar="I,J", help="or the value at one position")
+    output.add_argument(
+        "--class-axis", type=class_axis, metavar="A", help="axis of the classes, or none (default: by shapes)"
     )
     parser.add_argument(
         "--fail-above-error",
@@ -101,6 +111,34 @@ def target(text: str) -> Any:
     return found if "," in text else found[0]
 
 
+def position(text: str) -> tuple[int, ...]:
+    """Parse a position.
+
+    Examples
+    --------
+    >>> position("3,-1")
+    (3, -1)
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no position: whole numbers such as 3,4") from None
+
+
+def class_axis(text: str) -> int | Literal["none"]:
+    """Parse an axis.
+
+    Examples
+    --------
+    >>> class_axis("-1"), class_axis("none")
+    (-1, 'none')
+    """
+    try:
+        return "none" if text == "none" else int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no axis: a whole number, or none") from None
+
+
 def run(options: Namespace, console: Console) -> Exit:
     """Explain every chunk, and write attributions and table."""
     from selkit.cli.features import file_digest
@@ -118,8 +156,9 @@ def run(options: Namespace, console: Console) -> Exit:
     images = ImageOptions.of(options)
     samples = open_samples(options.inputs, images)
     references = read_references(open_samples(options.references, images), options.summarize)
+    said = {"reduce": options.reduce, "position": options.position, "class_axis": options.class_axis}
     explainer = Explainer(
-        options.model, references, options.output_name, options.target, method=options.method
+        options.model, references, options.output_name, options.target, method=options.method, **said
     )
     if options.export is not None:
         explainer.export(options.export)
@@ -129,7 +168,7 @@ def run(options: Namespace, console: Console) -> Exit:
     writer = Attributions(options.output.with_name(f"{path.name}.npy"), len(samples))
     key = digest(
         file_digest(options.model),
-        (references, options.output_name, options.target, options.method),
+        (references, options.output_name, options.target, options.method, *said.values()),
         (options.chunk, len(samples)),
     )
     if not path.exists():
@@ -249,9 +288,11 @@ def rows_of(
     fine = finite_rows(loaded.values)
     errors.update(dict.fromkeys(at[~fine].tolist(), "it has NaN or infinity"))
     rows: list[dict[str, Any]] = []
-    if fine.any():
-        with progress.disabled():
-            found = explainer.explain(loaded.values[fine])
+    with progress.disabled():
+        found, failed = _explained(explainer, loaded.values[fine])
+    errors.update({int(at[fine][place]): text for place, text in failed.items()})
+    fine[np.flatnonzero(fine)[list(failed)]] = False
+    if found is not None:
         writer.expect(found.x.ndim)
         writer.put(chunk.start, chunk.size, found.attributions, at[fine])
         relative = found.relative_error.reshape(-1).tolist()
@@ -261,6 +302,25 @@ def rows_of(
     rows.extend({"index": chunk.start + k, "error": text} for k, text in errors.items())
     named = ({**row, "name": samples.name(row["index"])} for row in rows)
     return sorted(named, key=lambda row: (row["index"], row.get("target", -1)))
+
+
+def _explained(explainer: Explainer, values: NDArray[Any]) -> tuple[Any, dict[int, str]]:
+    """The explanation of what can be explained, and why the others cannot."""
+    import numpy as np
+
+    if not len(values):
+        return None, {}
+    try:
+        return explainer.explain(values), {}
+    except NotFiniteError as error:
+        failed = {0: str(error)} if len(values) == 1 else {}
+    for place in range(len(values) if len(values) > 1 else 0):  # one of them: find out which
+        try:
+            explainer.explain(values[place : place + 1])
+        except NotFiniteError as error:
+            failed[place] = str(error)
+    kept = np.setdiff1d(np.arange(len(values)), list(failed))
+    return (explainer.explain(values[kept]) if len(kept) else None), failed
 
 
 def _summary(done: Partial, writer: Attributions, options: Namespace, console: Console) -> Exit:

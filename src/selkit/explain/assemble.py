@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from selkit.explain.bands import late
-from selkit.explain.rules import Recipe
+from selkit.explain.ends import Ends, value_info
+from selkit.explain.facts import Given
+from selkit.explain.scopes import CHUNK, MAIN, SAMPLE, STORED, SUM, TARGET, Parts, reached
 from selkit.graph.symbols import Shape, Symbol, Uses
 from selkit.graph.tape import OPSET, Written
 
 IR_VERSION = 9
-WEIGHT, SUM, ROW = "selkit.weight", "selkit.sum", "selkit.row"
-MAIN, SAMPLE, TARGET, CHUNK, STORED = "main", "sample", "target", "chunk", "references"
+ROW = "selkit.row"
 
 _TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -41,83 +41,17 @@ _TYPES = {
 class Names:
     """How inputs and outputs of the graph are called."""
 
-    x: str
+    inputs: tuple[Given, ...]
     output: str
-    attributions: str = "attributions"
     base: str = "base_values"
     target: str = "target"
     targets: str = "targets"
+    value: str = "output_values"
 
-
-@dataclass(frozen=True)
-class Parts:
-    """Where every node goes.
-
-    Attributes
-    ----------
-    nodes
-        By scope, in order.
-    stored
-        Values of the references that are kept instead of being computed again.
-    """
-
-    recipe: Recipe
-    nodes: Mapping[str, Sequence[Written]]
-    stored: tuple[Symbol, ...]
-    total: Symbol
-    weight: Symbol
-
-
-def divide(recipe: Recipe, *, cache: bool) -> Parts:
-    """Say which scope computes what; with ``cache``, what needs the references alone is computed ahead."""
-    tape = recipe.tape
-    ndim = recipe.x.ndim
-    weight = tape.source(WEIGHT, (1,) * ndim, Uses.REFERENCE)
-    part = recipe.multipliers * ((recipe.x - recipe.reference) * weight)
-    if tape.rows > 1:
-        part = tape.op("ReduceSum", part, tape.lift([0]), shape=recipe.x.shape, keepdims=1)
-    before = tape.source(SUM, recipe.x.shape, Uses.TARGET | Uses.REFERENCE)
-    total = tape.op("Add", before, part, shape=recipe.x.shape)
-    maker = {out.name: node for node in tape.nodes for out in node.outputs}
-    needed = _reached([total, recipe.output], maker)
-    groups: dict[str, list[Written]] = {name: [] for name in (MAIN, SAMPLE, TARGET, CHUNK, STORED)}
-    crossing: dict[str, Symbol] = {}
-    for node in tape.nodes:
-        if id(node) not in needed:
-            continue
-        scope = scope_of(node.uses, cache=cache)
-        if scope == STORED:
-            continue
-        groups[scope].append(node)
-        for value in node.inputs:
-            if scope == CHUNK and value is not None and cache and value.uses == Uses.REFERENCE:
-                crossing[value.name] = value
-    sources = {recipe.reference.name, weight.name}
-    stored = tuple(value for name, value in crossing.items() if name not in sources)
-    ahead = _reached([*stored, recipe.output_reference], maker)
-    groups[STORED] = [node for node in tape.nodes if id(node) in ahead]
-    groups[CHUNK] = late(groups[CHUNK])
-    return Parts(recipe, groups, stored, total, weight)
-
-
-def scope_of(uses: Uses, *, cache: bool) -> str:
-    """The outermost scope that knows all of this."""
-    if uses & Uses.REFERENCE:
-        return STORED if cache and uses == Uses.REFERENCE else CHUNK
-    if uses & Uses.TARGET:
-        return TARGET
-    return SAMPLE if uses & Uses.SAMPLE else MAIN
-
-
-def _reached(ends: Iterable[Symbol], maker: Mapping[str, Written]) -> set[int]:
-    seen: set[int] = set()
-    open_ = [end.name for end in ends]
-    while open_:
-        node = maker.get(open_.pop())
-        if node is not None and id(node) not in seen:
-            seen.add(id(node))
-            open_.extend(value.name for value in node.inputs if value is not None)
-    return seen
+    @property
+    def own(self) -> set[str]:
+        """Names that the model's values may not have."""
+        return {"attributions", self.base, self.target, self.targets, self.value}
 
 
 class Assembler:
@@ -145,7 +79,7 @@ class Assembler:
         tape = self.parts.recipe.tape
         ends = [size for _, size in tape.sizes.values()]
         maker = {out.name: node for node in tape.nodes for out in node.outputs}
-        needed = _reached(ends, maker)
+        needed = reached(ends, maker)
         return self._ahead([node for node in tape.nodes if id(node) in needed], ends)
 
     def _ahead(self, nodes: Sequence[Written], outputs: Sequence[Symbol]) -> onnx.ModelProto:
@@ -182,8 +116,8 @@ class Assembler:
         chunk = helper.make_graph(
             nodes[CHUNK],
             "chunk",
-            [_value(SUM, real, recipe.x.shape), *(self._slice(name, scanned) for name in scanned)],
-            [_value(parts.total.name, real, recipe.x.shape)],
+            [value_info(SUM, real, recipe.x.shape), *(self._slice(name, scanned) for name in scanned)],
+            [value_info(parts.total.name, real, recipe.x.shape)],
         )
         stacks = {name: f"{name}.all" for name in scanned}
         self.arrays.update({stacks[name]: array for name, array in scanned.items()})
@@ -210,38 +144,40 @@ class Assembler:
     ) -> onnx.GraphProto:
         """One sample after the other; targets come first if there are several."""
         recipe = self.parts.recipe
-        rest, real = recipe.x.shape[1:], _TYPES[recipe.tape.dtype]
+        real = _TYPES[recipe.tape.dtype]
         constants = {
             "selkit.zero": np.zeros(recipe.x.shape, base.dtype),
-            "selkit.rest": np.array(rest, np.int64),
+            "selkit.rest": np.array(recipe.x.shape[1:], np.int64),
             "selkit.base": base,
             "selkit.first": np.zeros(1, np.int64),
             "selkit.one": np.ones(1, np.int64),
             "selkit.none": np.zeros((), np.int64),
             names.target: np.array(targets, np.int64),
         }
-        raw = [names.output, "selkit.attributions", "selkit.targets", "selkit.bases"]
-        ends = (names.attributions, names.targets, names.base)
-        outer = [*nodes, helper.make_node("Scan", [names.x], raw, body=sample, num_scan_inputs=1)]
-        for source, end, extra in zip(raw[1:], ends, (len(rest), 0, 0), strict=True):
+        lead = ("targets", "batch") if several else ("batch",)
+        ends = Ends(names.inputs, real, recipe.x.shape[1:], lead)
+        raw = [names.output, "selkit.attributions", "selkit.targets", "selkit.bases", "selkit.values"]
+        scan = helper.make_node("Scan", [ends.rows], raw, body=sample, num_scan_inputs=1)
+        outer = [*nodes, *ends.before(constants), scan]
+        extras = (len(recipe.x.shape) - 1, 0, 0, 0)
+        done = (ends.whole, names.targets, names.base, names.value)
+        for source, end, extra in zip(raw[1:], done, extras, strict=True):
             if several:
                 perm = [1, 0, *range(2, 2 + extra)]
                 outer.append(helper.make_node("Transpose", [source], [end], perm=perm))
             else:
                 outer.append(helper.make_node("Squeeze", [source, "selkit.one"], [end]))
-        lead = ("targets", "batch") if several else ("batch",)
+        outer.extend(ends.after(constants))
         return helper.make_graph(
             outer,
             "explanation",
+            [*ends.inputs(), value_info(names.target, TensorProto.INT64, ("targets" if several else 1,))],
             [
-                _value(names.x, real, ("batch", *rest)),
-                _value(names.target, TensorProto.INT64, ("targets" if several else 1,)),
-            ],
-            [
-                _value(names.output, real, ("batch", *recipe.output.shape[1:])),
-                _value(names.attributions, real, (*lead, *rest)),
-                _value(names.base, real, lead),
-                _value(names.targets, TensorProto.INT64, lead),
+                value_info(names.output, real, ("batch", *recipe.raw.shape[1:])),
+                *ends.outputs(),
+                value_info(names.base, real, lead),
+                value_info(names.targets, TensorProto.INT64, lead),
+                value_info(names.value, real, lead),
             ],
             [numpy_helper.from_array(value, name) for name, value in constants.items()],
         )
@@ -265,13 +201,13 @@ class Assembler:
                 helper.make_node("Reshape", ["selkit.attribution", "selkit.rest"], ["selkit.flat"]),
             ],
             "target",
-            [_value(recipe.target.name, TensorProto.INT64, ())],
-            [_value("selkit.flat", _TYPES[recipe.tape.dtype], recipe.x.shape[1:])],
+            [value_info(recipe.target.name, TensorProto.INT64, ())],
+            [value_info("selkit.flat", _TYPES[recipe.tape.dtype], recipe.x.shape[1:])],
         )
 
     def _slice(self, name: str, scanned: Mapping[str, NDArray[Any]]) -> onnx.ValueInfoProto:
         array = scanned[name]
-        return _value(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape[1:])
+        return value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape[1:])
 
     def _sample(
         self,
@@ -289,21 +225,24 @@ class Assembler:
             [
                 helper.make_node("Unsqueeze", [ROW, "selkit.first"], [recipe.x.name]),
                 *nodes[:place],
-                helper.make_node("Squeeze", [output, "selkit.first"], ["selkit.prediction"]),
+                helper.make_node("Squeeze", [output, "selkit.first"], ["selkit.outputs"]),
                 helper.make_node("ArgMax", [output], ["selkit.top"], axis=1, keepdims=0),
                 helper.make_node("Less", [names.target, "selkit.none"], ["selkit.open"]),
                 helper.make_node("Where", ["selkit.open", "selkit.top", names.target], ["selkit.chosen"]),
                 helper.make_node("Gather", ["selkit.base", "selkit.chosen"], ["selkit.picked"]),
+                helper.make_node("Gather", ["selkit.outputs", "selkit.chosen"], ["selkit.value"]),
+                helper.make_node("Squeeze", [recipe.raw.name, "selkit.first"], ["selkit.prediction"]),
                 *nodes[place:],
                 helper.make_node("Scan", ["selkit.chosen"], ["selkit.rows"], body=target, num_scan_inputs=1),
             ],
             "sample",
-            [_value(ROW, real, rest)],
+            [value_info(ROW, real, rest)],
             [
-                _value("selkit.prediction", real, recipe.output.shape[1:]),
-                _value("selkit.rows", real, (None, *rest)),
-                _value("selkit.chosen", TensorProto.INT64, (None,)),
-                _value("selkit.picked", real, (None,)),
+                value_info("selkit.prediction", real, recipe.raw.shape[1:]),
+                value_info("selkit.rows", real, (None, *rest)),
+                value_info("selkit.chosen", TensorProto.INT64, (None,)),
+                value_info("selkit.picked", real, (None,)),
+                value_info("selkit.value", real, (None,)),
             ],
         )
 
@@ -369,10 +308,6 @@ def _store(graph: onnx.GraphProto, value: Symbol, name: str) -> None:
 def _node(node: Written, names: Mapping[str, str] | None = None) -> onnx.NodeProto:
     inputs = ["" if v is None else (names or {}).get(v.name, v.name) for v in node.inputs]
     return helper.make_node(node.op, inputs, [v.name for v in node.outputs], **node.attributes)
-
-
-def _value(name: str, kind: int, shape: Sequence[int | str | None]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def _model(graph: onnx.GraphProto) -> onnx.ModelProto:

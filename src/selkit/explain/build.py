@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from selkit.embeddings.batches import Key
-from selkit.errors import InvalidInputError, InvalidTypeError, UnsupportedModelError
+from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.explain import bands
-from selkit.explain.assemble import WEIGHT, Assembler, Names, Parts, divide
-from selkit.explain.permutation import Target, check_target
-from selkit.explain.references import read_references
+from selkit.explain.assemble import Assembler, Names
+from selkit.explain.batches import read_reference_batch
+from selkit.explain.facts import Facts
+from selkit.explain.question import Choice, Question, ask, check_outputs, join
 from selkit.explain.rules import chained, in_parts, rowwise, write
-from selkit.explain.storage import Facts, Package, options
+from selkit.explain.scopes import WEIGHT, Parts, divide
+from selkit.explain.storage import Package, options
+from selkit.explain.targets import Target, check_target
 from selkit.graph.files import Source
-from selkit.graph.model import Graph, ValueSpec
-from selkit.graph.program import Program
-from selkit.utils.arrays import as_tensor, check_count
+from selkit.utils.arrays import as_tensor
+from selkit.utils.checks import given, integer
 from selkit.utils.progress import track
 
 MOST_STORED = 2**30
@@ -36,9 +37,9 @@ ROWS = 2
 def build(
     model: Source,
     references: object,
-    output: str | None,
     target: Target,
     *,
+    choice: Choice,
     weights: object,
     cache: bool | Literal["auto"],
     chunk: int | Literal["auto"],
@@ -46,113 +47,82 @@ def build(
     key: Key,
 ) -> Package:
     """Do the work of :class:`selkit.explain.Explainer`."""
-    if cache not in (True, False, "auto"):
-        raise InvalidInputError(f"cache is {cache!r}; it must be True, False or 'auto'")
-    graph = Graph.load(model)
-    spec = input_of(graph)
-    dtype = spec.dtype or torch.float32
-    if chunk != "auto":
-        check_count(chunk, "chunk")
-    given = read_references(references, spec.shape, str(dtype).removeprefix("torch."), key=key)
-    share = _weights(weights, len(given))
-    name = _output_of(graph, output)
-    _check_names(spec.name, name)
-    program = _program(graph, spec, name, given.shape[1:], dtype)
-    chosen = check_target(target, program.shapes[name][1])
-    few, more = (_rows(chunk, len(given), most) for most in (ROWS, bands.ROWS))
+    if not _is_auto(cache) and not _is_truth(cache):
+        raise InvalidInputError(f"cache is {given(cache)}; it must be True, False or 'auto'")
+    question = ask(model, choice)
+    if not _is_auto(chunk):
+        integer(chunk, "chunk", 1, 2**31)
+    batches = read_reference_batch(references, question.inputs, key)
+    share = read_weights(weights, len(batches[0]))
+    _check_names(question)
+    asked = question.answer([batch.shape[1:] for batch in batches], decompose=in_parts)
+    program = asked.program
+    rows = join(batches, str(program.dtype).removeprefix("torch."))
+    chosen = check_target(target, asked.classes)
+    few, more = (_rows(chunk, len(rows), most) for most in (ROWS, bands.ROWS))
     if more > 1 and not rowwise(program):
         few = more = 1
     banded = bool(bands.plan(program, chained(program.steps), more))
-    opset, kept = graph.opset.get("", 0), bool(cache)
+    opset, kept = question.graph.opset.get("", 0), bool(cache)
     parts = divide(write(program, more if kept and banded else few, opset, ahead=kept), cache=kept)
-    if cache == "auto" and _size(parts, len(given)) > min(MOST_STORED, _free() // 8):
+    if cache == "auto" and _size(parts, len(rows)) > min(MOST_STORED, _free() // 8):
         kept = False
         del parts  # rules with more work for the references alone pay only where that is stored
         parts = divide(write(program, few, opset, ahead=False), cache=False)  # few, for all of them is held
     made = Assembler(parts)
-    _set_units(made, given, threads)
-    scanned, outputs = _references(made, given, share, threads)
-    base = (share[:, None] * outputs[: len(given)].astype(np.float64)).sum(0).astype(given.dtype)
+    _set_units(made, rows, threads)
+    scanned, outputs = _references(made, rows, share, threads)
+    outputs = outputs[: len(rows)]
+    check_outputs(outputs, "references")
+    base = (share[:, None] * outputs.astype(np.float64)).sum(0).astype(rows.dtype)
     several = isinstance(chosen, tuple)
     indices = chosen if isinstance(chosen, tuple) else (-1 if chosen == "top" else chosen,)
-    proto = made.explanation(Names(spec.name, name), scanned, base, indices, several=several)
-    facts = Facts(spec.name, name, given.shape[1:], str(given.dtype), chosen, len(given), kept)
+    proto = made.explanation(Names(asked.inputs, asked.raw), scanned, base, indices, several=several)
+    facts = Facts(asked.inputs, asked.raw, asked.classes, chosen, len(rows), kept)
     return Package(proto, made.arrays, facts)
 
 
-def input_of(graph: Graph) -> ValueSpec:
-    """The model's only input, if it can be explained."""
-    names = [spec.name for spec in graph.inputs]
-    if len(names) != 1:
-        raise InvalidInputError(
-            f"the model takes {len(names)} inputs ({', '.join(names)}); an explainer needs exactly one. "
-            "Fix the others by making them initializers of the model"
-        )
-    (spec,) = graph.inputs
-    if spec.dtype not in (torch.float32, torch.float64):
-        kind = str(spec.dtype).removeprefix("torch.")
-        raise InvalidTypeError(
-            f"the model's input {spec.name!r} is {kind}; attributions are for float32 or float64. For token "
-            "indices, cut the model behind the embedding (onnx.utils.extract_model) and explain that"
-        )
-    if spec.shape is not None and spec.shape[:1] not in ((None,), (1,)):
-        raise InvalidInputError(
-            f"the model's input {spec.name!r} has the fixed batch size {spec.shape[:1]}; export the model "
-            "with a batch of 1 or a dynamic batch axis"
-        )
-    return spec
+def _is_auto(value: object) -> bool:
+    return isinstance(value, str) and value == "auto"
 
 
-def _output_of(graph: Graph, name: str | None) -> str:
-    names = [spec.name for spec in graph.outputs]
-    if name is None:
-        return names[0]
-    known = {*names, *(value for node in graph.nodes for value in node.outputs if value)}
-    if name not in known:
-        raise InvalidInputError(f"output is {name!r}, but the model has the outputs {', '.join(names)}")
-    return name
+def _is_truth(value: object) -> bool:
+    return isinstance(value, bool)
 
 
-def _check_names(x: str, output: str) -> None:
+def _check_names(question: Question) -> None:
     """Refuse names that the explanation's own inputs and outputs have."""
-    own = Names(x, output)
-    taken = {own.target, own.attributions, own.base, own.targets}
-    for name in (x, output):
-        if name in taken or name.startswith("selkit."):
+    own = Names((), question.output).own
+    for name in (*(spec.name for spec in question.specs), question.output):
+        if name in own or name.startswith(("selkit.", "attributions.")):
             raise InvalidInputError(
                 f"the model calls a value {name!r}, as the explanation's graph does; rename it, for instance "
                 "with input_names and output_names when it is exported"
             )
 
 
-def _program(
-    graph: Graph, spec: ValueSpec, output: str, shape: tuple[int, ...], dtype: torch.dtype
-) -> Program:
-    try:
-        program = graph.compile({spec.name: (1, *shape)}, [output], dtype=dtype, decompose=in_parts)
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(error.nodes, "explain this model") from error
-    found = program.shapes.get(output)
-    if found is None or len(found) != 2 or found[0] != 1:
-        raise InvalidInputError(
-            f"the output {output!r} has shape {found} for one sample; it must be 2-D, (samples, outputs). "
-            "Name another with output=, or add a Reshape, or a mean over positions, to the model"
-        )
-    if output in program.constants or spec.name not in program.inputs:
-        raise InvalidInputError(f"the output {output!r} does not depend on the input {spec.name!r}")
-    return program
+def read_weights(weights: object, count: int) -> NDArray[np.float64]:
+    """Shares of the references, which sum to 1.
 
-
-def _weights(weights: object, count: int) -> NDArray[np.float64]:
+    Raises
+    ------
+    InvalidInputError, InvalidTypeError
+        If there is not one positive number for each reference.
+    """
     if weights is None:
         return np.full(count, 1 / count)
-    given = as_tensor(weights, "weights").double().numpy()
-    if given.shape != (count,) or not np.isfinite(given).all() or (given <= 0).any():
+    tensor = as_tensor(weights, "weights")
+    if tensor.is_complex():
+        raise InvalidTypeError(f"weights must be real numbers; got {tensor.dtype}")
+    found = tensor.double().cpu().numpy()
+    fits = found.shape == (count,) and np.isfinite(found).all() and (found > 0).all()
+    share = found / found.max() if fits else found
+    if not fits or not (share / share.sum() > 0).all():
         raise InvalidInputError(
-            f"weights has shape {given.shape} and values from {given.min(initial=0)}; there must be one "
+            f"weights has shape {found.shape} and values from {found.min(initial=0)}; there must be one "
             f"positive number for each of the {count} references"
         )
-    return np.asarray(given / given.sum())
+    return np.asarray(share / share.sum())
 
 
 def _rows(chunk: int | Literal["auto"], count: int, most: int) -> int:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selkit.embeddings.batches import Key
-from selkit.errors import FileFormatError, InvalidInputError, NotAvailableError
+from selkit.errors import FileFormatError, InvalidInputError
 from selkit.explain import storage
+from selkit.explain.batches import read_batch
 from selkit.explain.build import build
-from selkit.explain.permutation import PermutationExplainer, Target, check_target
-from selkit.explain.references import read_array
+from selkit.explain.ends import split
+from selkit.explain.facts import Facts
+from selkit.explain.heads import ClassAxis, Position, Reduce
+from selkit.explain.question import Choice, Inputs, Method, check_outputs
 from selkit.explain.result import Explanation
+from selkit.explain.targets import Target, for_batch
 from selkit.explain.verify import Verification, verify
 from selkit.graph.files import Source
-from selkit.utils.arrays import check_count
 from selkit.utils.boundary import public
+from selkit.utils.checks import boolean, given, integer
 from selkit.utils.progress import track
 
 BLOCK = 16
@@ -36,18 +43,34 @@ class Explainer:
     Parameters
     ----------
     model
-        Path, bytes or ``onnx.ModelProto``; one floating input with a batch axis, any batch size declared.
+        Path, bytes or ``onnx.ModelProto``; floating inputs with a batch axis of 1 or any size.
     references
         What inputs are compared with: array, tensor or loader of shape ``(R, ...)``
         (:func:`selkit.explain.read_references`); 5 to 20 typical samples are usual,
-        :func:`selkit.explain.summarize` chooses some.
+        :func:`selkit.explain.summarize` chooses some. For several inputs a mapping with an array for each.
     output
-        Name of the output to explain, of shape ``(N, outputs)``; by default the model's first.
+        Name of the output to explain; by default the model's first.
     target
         ``"top"`` for each sample's largest output, an index, several indices, or ``"all"``.
     method
-        ``"deepshap"``, or ``"permutation"`` for any other model that onnxruntime runs
-        (:class:`selkit.explain.PermutationExplainer`): slower, and nothing to export.
+        ``"deepshap"``; or ``"integrated_gradients"``, exact for piecewise-linear networks
+        (:class:`selkit.explain.IntegratedGradientsExplainer`), or ``"permutation"`` for any other model that
+        onnxruntime runs (:class:`selkit.explain.PermutationExplainer`). These are explainers of their own,
+        whose further arguments may be given here; they have no graph to export.
+    input
+        Names of the inputs to explain: by default all. The result of any node may be named, such as that of
+        an embedding; then ``x`` and ``references`` are its values.
+    fixed
+        Values of other inputs by name, the same for all samples.
+    reduce
+        For outputs with positions (maps, sequences): explain each class' ``"max"``, ``"mean"`` or ``"sum"``
+        over them.
+    position
+        Or its value at one: an index, or one for each axis of positions; negative ones count from the end.
+    mask
+        Which positions are reduced: boolean, of their shape.
+    class_axis
+        Axis of the classes in such an output, or ``"none"``; by default found from the shapes.
     weights
         Of the references, positive; by default all count alike.
     cache
@@ -68,7 +91,7 @@ class Explainer:
     FileFormatError
         If it is no ONNX model.
     InvalidInputError, InvalidTypeError
-        If the references or another argument do not fit the model.
+        If the references or another argument do not fit the model, or its weights or outputs are not finite.
 
     Examples
     --------
@@ -82,6 +105,12 @@ class Explainer:
     array([[ 6., -1.]], dtype=float32)
     """
 
+    def __new__(cls, *arguments: Any, method: str = "deepshap", **options: Any) -> Any:
+        """An explainer of the method that is asked for: another method is another class."""
+        if type(method) is str and method == "deepshap":
+            return super().__new__(cls)
+        return _peer(method)(*arguments, **_accepted(method, options))
+
     @public
     def __init__(
         self,
@@ -90,31 +119,30 @@ class Explainer:
         output: str | None = None,
         target: Target = "top",
         *,
-        method: Literal["deepshap", "permutation"] = "deepshap",
+        method: Method = "deepshap",
+        input: Inputs = None,  # noqa: A002 - what a model calls it
+        fixed: Mapping[str, Any] | None = None,
+        reduce: Reduce = None,
+        position: Position = None,
+        mask: object = None,
+        class_axis: ClassAxis = None,
         weights: object = None,
         cache: bool | Literal["auto"] = "auto",
         chunk: int | Literal["auto"] = "auto",
         threads: int | None = None,
         key: Key = None,
+        **options: Any,
     ) -> None:
-        if method not in ("deepshap", "permutation"):
-            raise InvalidInputError(f"method is {method!r}; it must be 'deepshap' or 'permutation'")
+        _accepted(method, options)
         if threads is not None:
-            check_count(threads, "threads")
-        self._permutation: PermutationExplainer | None = None
-        self._package: storage.Stored | None = None
+            integer(threads, "threads", 1, 2**15)
         self._model: Source | None = model
-        self.method = method
-        if method == "permutation":
-            if weights is not None:
-                raise InvalidInputError("weights are for method='deepshap'; leave them out")
-            self._permutation = PermutationExplainer(model, references, output, target, key=key)
-            return
+        self._choice = Choice(output, input, fixed, reduce, position, mask, class_axis)
         package = build(
             model,
             references,
-            output,
             target,
+            choice=self._choice,
             weights=weights,
             cache=cache,
             chunk=chunk,
@@ -145,26 +173,26 @@ class Explainer:
         Raises
         ------
         FileFormatError
-            If it is no ONNX file, is damaged, wants files outside its own folder, or is not an explainer.
+            If it is no ONNX file, is damaged or was changed, wants files outside its own folder, or is not
+            an explainer.
         """
-        explainer = cls.__new__(cls)
-        explainer._permutation = None
+        if threads is not None:
+            integer(threads, "threads", 1, 2**15)
+        explainer: Explainer = cls.__new__(cls)
         explainer._model = None
-        explainer.method = "deepshap"
+        explainer._choice = Choice()
         explainer._start(storage.load(path), threads)
         return explainer
 
     @property
-    def facts(self) -> storage.Facts:
-        """Names, shape, target and number of references, as the exported file has them."""
-        return self._graph("facts").facts
+    def method(self) -> str:
+        """``"deepshap"``."""
+        return "deepshap"
 
-    def _graph(self, what: str) -> storage.Stored:
-        if self._package is None:
-            raise NotAvailableError(
-                f"{what} needs a graph, and method='permutation' has none: it runs the model itself"
-            )
-        return self._package
+    @property
+    def facts(self) -> Facts:
+        """Names, shapes, target and number of references, as the exported file has them."""
+        return self._package.facts
 
     @public
     def explain(self, x: object, target: Target | None = None) -> Explanation:
@@ -173,10 +201,12 @@ class Explainer:
         Parameters
         ----------
         x
-            Array or tensor of shape ``(N, ...)`` in the model's floating type, any ``N``.
+            Array or tensor of shape ``(N, ...)`` in the model's floating type, any ``N``; for several inputs
+            a mapping with an array for each, or a tuple of arrays in their order.
         target
-            Other outputs than those that the explainer was made for, as many as these: an index for one
-            target per sample, indices (any number) or ``"all"`` for several.
+            Other outputs than those that the explainer was made for: an index (or, for several targets,
+            any number of indices or ``"all"``), or another one for each sample: ``(N,)``, or ``(T, N)`` for
+            several targets, as :attr:`Explanation.target` has them. Arrays and tensors may be given.
 
         Returns
         -------
@@ -186,55 +216,61 @@ class Explainer:
         Raises
         ------
         InvalidInputError, InvalidTypeError
-            If ``x`` has another shape, is empty, or has NaN; if ``target`` is out of range.
+            If ``x`` has another shape, is empty, or has NaN; if ``target`` is out of range; if the model
+            overflows.
         """
-        if self._permutation is not None:
-            if target is not None:
-                raise NotAvailableError("method='permutation' explains the target that it was made for")
-            return self._permutation.explain(x)
         facts = self.facts
-        batch = read_array(x, (None, *facts.shape), np.dtype(facts.dtype))
-        feeds: dict[str, NDArray[Any]] = {}
-        several = isinstance(facts.target, tuple)
-        if target is not None:
-            feeds["target"] = self._chosen(target, several=several)
-        names = [facts.output, "attributions", "base_values", "targets"]
-        parts = []
-        for start in track(range(0, len(batch), BLOCK), "explaining", -(-len(batch) // BLOCK)):
-            block = batch[start : start + BLOCK]
-            parts.append(self._session.run(names, {facts.input: block, **feeds}))
-        lead = 1 if several else 0
-        outputs = np.concatenate([part[0] for part in parts])
-        attributions, base, targets = (
-            np.concatenate([part[i] for part in parts], axis=lead) for i in (1, 2, 3)
+        batches = read_batch(x, [(part.name, (None, *part.shape), part.dtype) for part in facts.inputs])
+        count = len(batches[0])
+        chosen, rows = for_batch(target, facts.target, facts.classes, count)
+        found = self._run(batches, chosen if target is not None and rows is None else None, rows)
+        output, base, targets, *attributions = found
+        lead = output.shape
+        flat = np.concatenate(
+            [np.asarray(a).reshape(*lead, -1).sum(-1, keepdims=True) for a in attributions], -1
         )
-        rows = np.arange(len(batch))
+        everything = np.concatenate([flat, output[..., None]], axis=-1)
+        check_outputs(np.moveaxis(everything, -2, 0), "samples")
         return Explanation(
-            attributions,
+            split(attributions, facts.inputs),
             base.astype(np.float64),
-            outputs[rows, targets].astype(np.float64),
+            output.astype(np.float64),
             targets,
-            batch,
+            split(batches, facts.inputs),
             facts.references,
         )
 
-    def _chosen(self, target: Target, *, several: bool) -> NDArray[np.int64]:
-        """What to feed for a target."""
-        checked = check_target(target, self.outputs)
-        if isinstance(checked, tuple) != several:
-            made = "several targets" if several else "one target"
-            raise InvalidInputError(
-                f"target is {target!r}, but this explainer was made for {made} per sample; "
-                f"make another one with target={target!r}"
-            )
-        return np.array(checked if isinstance(checked, tuple) else [-1 if checked == "top" else checked])
+    def _run(
+        self, batches: Sequence[NDArray[Any]], target: Any, rows: NDArray[np.int64] | None
+    ) -> list[NDArray[Any]]:
+        """Output, base value, targets and attributions; blocks are of samples with the same targets."""
+        facts, count = self.facts, len(batches[0])
+        lead = int(isinstance(facts.target, tuple))
+        blocks: list[tuple[NDArray[np.int64], Any]] = []
+        if rows is None:
+            blocks = [(np.arange(s, min(s + BLOCK, count)), target) for s in range(0, count, BLOCK)]
+        else:
+            for column in np.unique(rows, axis=1).T:
+                at = np.flatnonzero((rows == column[:, None]).all(axis=0))
+                blocks += [(at[s : s + BLOCK], tuple(column)) for s in range(0, len(at), BLOCK)]
+        names = ["output_values", "base_values", "targets", *facts.attributions]
+        results = []
+        for at, wanted in track(blocks, "explaining", len(blocks)):
+            feeds: dict[str, NDArray[Any]] = {
+                part.name: batch[at] for part, batch in zip(facts.inputs, batches, strict=True)
+            }
+            if wanted is not None:
+                several = wanted if isinstance(wanted, tuple) else (-1 if wanted == "top" else wanted,)
+                feeds["target"] = np.array(several, dtype=np.int64)
+            results.append(self._session.run(names, feeds))
+        order = np.argsort(np.concatenate([at for at, _ in blocks]), kind="stable")
+        joined = [np.concatenate([r[i] for r in results], axis=lead) for i in range(len(names))]
+        return [np.take(array, order, axis=lead) for array in joined]
 
     @property
     def outputs(self) -> int:
-        """How many outputs the model has."""
-        name = self._graph("outputs").facts.output
-        shape = next(entry.shape for entry in self._session.get_outputs() if entry.name == name)
-        return int(shape[1])
+        """How many outputs there are to choose a target from."""
+        return self.facts.classes
 
     @public
     def export(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
@@ -249,15 +285,20 @@ class Explainer:
         path
             Of the file.
         external
-            Whether large values go to a file beside it, ``<path>.data``, which onnxruntime maps into memory;
-            by default only beyond 1.5 GiB, because protobuf ends at 2 GiB.
+            Whether large values go to a file beside it, ``<path>.<checksum>.data``, which onnxruntime maps;
+            by default only beyond 1.5 GiB, because protobuf ends at 2 GiB. That file's name ends with its
+            content's checksum, so that a session that has mapped an older one is not disturbed.
 
         Raises
         ------
-        NotAvailableError
-            For ``method="permutation"``.
+        InvalidTypeError
+            If an argument is of another type.
+        OSError
+            If the file cannot be written; what was there stays as it was.
         """
-        self._graph("export").write(path, external=external)
+        if external is not None:
+            boolean(external, "external")
+        self._package.write(path, external=external)
 
     @public
     def verify(self, x: object) -> Verification:
@@ -273,15 +314,39 @@ class Explainer:
         Verification
             Differences, and the additivity error.
         """
-        self._graph("verify")
-        return verify(self, x, self._model)
+        return verify(self, x, self._model, self._choice)
 
     def __repr__(self) -> str:
-        if self._package is None:
-            return f"Explainer(method={self.method!r})"
         facts = self.facts
         kept = "stored" if facts.cached else "computed again"
+        inputs = ", ".join(f"{part.name}{list(part.shape)}" for part in facts.inputs)
         return (
-            f"Explainer({facts.input}{list(facts.shape)} -> {facts.output}, target={facts.target!r}, "
+            f"Explainer({inputs} -> {facts.output}, target={facts.target!r}, "
             f"{facts.references} references, {kept})"
         )
+
+
+_PEERS = {
+    "integrated_gradients": ("selkit.explain.integrated", "IntegratedGradientsExplainer"),
+    "permutation": ("selkit.explain.permutation", "PermutationExplainer"),
+}
+"""The classes of other methods, with the arguments in the same order."""
+
+
+def _peer(method: object) -> Any:
+    if not isinstance(method, str) or method not in _PEERS:
+        names = ", ".join(repr(name) for name in ("deepshap", *_PEERS))
+        raise InvalidInputError(f"method is {given(method)}; it must be one of {names}")
+    module, name = _PEERS[method]
+    return getattr(importlib.import_module(module), name)
+
+
+def _accepted(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, if the method has them."""
+    made = Explainer.__init__ if method == "deepshap" else _peer(method).__init__
+    known = [n for n, p in inspect.signature(made).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    for name in options:
+        if name not in known:
+            listed = ", ".join(k for k in known if k not in ("self", "method"))
+            raise InvalidInputError(f"{name} is no argument of method={method!r}; it takes {listed}")
+    return options

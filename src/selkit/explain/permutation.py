@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selkit.embeddings.batches import Key
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError, MissingExtraError
+from selkit.explain.heads import ClassAxis, Head, Position, Reduce, read_head
+from selkit.explain.peers import Graphless
+from selkit.explain.question import check_outputs
 from selkit.explain.references import Shape, read_array, read_references
 from selkit.explain.result import Explanation
+from selkit.explain.targets import Target, check_target, for_batch, resolved
 from selkit.graph.files import Source, read
-from selkit.utils.arrays import check_count
 from selkit.utils.boundary import public
+from selkit.utils.checks import integer, text
 from selkit.utils.progress import track
-
-Target: TypeAlias = int | Literal["top", "all"] | Sequence[int]
 
 FLOATS: dict[str, Any] = {
     "tensor(float)": np.float32,
@@ -29,7 +31,7 @@ ROWS = 4096
 """At most so many rows go through the model at once."""
 
 
-class PermutationExplainer:
+class PermutationExplainer(Graphless):
     """Shapley values by walking through random orders of the features, forwards and backwards.
 
     A feature that is not there takes the references' values, and the output is their mean; so the values
@@ -46,10 +48,12 @@ class PermutationExplainer:
     references
         As for :func:`selkit.explain.references.read_references`.
     output
-        Name of an output of shape ``(N, outputs)``; by default the only floating one, such as a
+        Name of an output; by default the only floating one, such as a
         classifier's probabilities beside its labels.
     target
         ``"top"`` for each sample's largest output, an index, several, or ``"all"``.
+    reduce, position, mask, class_axis
+        What becomes of the positions of an output, as for :class:`selkit.explain.Explainer`.
     permutations
         How many orders are walked through.
     seed
@@ -77,6 +81,9 @@ class PermutationExplainer:
     array([[3., 3.]])
     """
 
+    METHOD = "permutation"
+    WHY = "it runs the model itself, on many inputs"
+
     @public
     def __init__(
         self,
@@ -85,18 +92,25 @@ class PermutationExplainer:
         output: str | None = None,
         target: Target = "top",
         *,
+        reduce: Reduce = None,
+        position: Position = None,
+        mask: object = None,
+        class_axis: ClassAxis = None,
         permutations: int = 10,
         seed: int = 0,
         key: Key = None,
     ) -> None:
         _shap()
-        self.permutations = check_count(permutations, "permutations")
-        self.seed = check_count(seed, "seed", minimum=0)
+        self._said = {"reduce": reduce, "position": position, "mask": mask, "class_axis": class_axis}
+        self._head: Head | None = None
+        self.permutations = integer(permutations, "permutations", 1, 2**31)
+        self.seed = integer(seed, "seed", 0, 2**32 - 1)
         self._session = _open(model)
         self.input, self.shape, self.dtype = _input_of(self._session)
         self.output = _output_of(self._session, output)
         self.references = read_references(references, self.shape, self.dtype, key=key)
         outputs = self.predict(self.references)
+        check_outputs(outputs, "references")
         self.mean_output: NDArray[np.float64] = outputs.mean(axis=0)
         self.target = check_target(target, outputs.shape[1])
 
@@ -111,22 +125,31 @@ class PermutationExplainer:
             missing = step - len(rows) if isinstance(fixed, int) else 0
             full = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
             found = np.asarray(self._session.run([self.output], {self.input: full})[0])
-            if found.ndim != 2 or len(found) != len(full):
+            if not found.ndim or len(found) != len(full):
                 raise InvalidInputError(
-                    f"output {self.output!r} has shape {found.shape} for {len(full)} samples; it must be "
-                    "(samples, outputs). Name another with output=, or add a Reshape to the model"
+                    f"output {self.output!r} has shape {found.shape} for {len(full)} samples; its first axis "
+                    "must be that of the samples. Name another with output=, or add a Reshape to the model"
                 )
-            parts.append(found[: len(rows)].astype(np.float64))
+            parts.append(self._read(found[: len(rows)].astype(np.float64), full))
         return np.concatenate(parts)
 
+    def _read(self, found: NDArray[np.float64], x: NDArray[Any]) -> NDArray[np.float64]:
+        """One number for each class of the model's output."""
+        if self._head is None:
+            self._head = read_head((1, *found.shape[1:]), [(1, *x.shape[1:])], self.output, **self._said)
+        return np.asarray(self._head.apply(found.reshape(len(found), *self._head.shape[1:])))
+
     @public
-    def explain(self, x: object) -> Explanation:
+    def explain(self, x: object, target: Target | None = None) -> Explanation:
         """Explain a batch.
 
         Parameters
         ----------
         x
             Array or tensor of shape ``(N, ...)``.
+        target
+            Other outputs than those that the explainer was made for, as for
+            :meth:`selkit.explain.Explainer.explain`.
 
         Returns
         -------
@@ -145,8 +168,10 @@ class PermutationExplainer:
                 "differ in their number only"
             )
         outputs = self.predict(batch)
+        check_outputs(outputs, "samples")
+        chosen, rows = for_batch(target, self.target, outputs.shape[1], len(batch))
         several = isinstance(self.target, tuple)
-        targets = _targets_of(self.target, outputs)
+        targets = resolved(chosen, outputs) if rows is None else rows
         values = np.empty((*targets.shape, batch[0].size))
         for row in track(range(len(batch)), "explaining", len(batch)):
             values[:, row] = self._explain_row(batch[row], targets[:, row])
@@ -179,50 +204,6 @@ class PermutationExplainer:
                 sample.reshape(1, -1), max_evals=self.permutations * (2 * size + 1), silent=True
             )
         return np.asarray(found.values, dtype=np.float64).reshape(size, len(targets)).T
-
-
-def check_target(target: object, outputs: int) -> int | Literal["top"] | tuple[int, ...]:
-    """What to explain, checked against the number of outputs; ``"all"`` becomes all indices.
-
-    Raises
-    ------
-    InvalidInputError
-        If an index is out of range or repeated, there is none, or the word is another one.
-    """
-    wanted = f"'top', 'all', an index from 0 to {outputs - 1}, or a list of such indices"
-    if isinstance(target, str):
-        if target == "all":
-            return tuple(range(outputs))
-        if target == "top":
-            return "top"
-        raise InvalidInputError(f"target is {target!r}; it must be {wanted}")
-    if not isinstance(target, Sequence | np.ndarray):
-        return _index(target, outputs, wanted)
-    indices = tuple(_index(entry, outputs, wanted) for entry in target)
-    if not indices or len(set(indices)) < len(indices):
-        raise InvalidInputError(
-            f"target is {list(target)}; name at least one output, and each only once: {wanted}"
-        )
-    return indices
-
-
-def _index(value: object, outputs: int, wanted: str) -> int:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not 0 <= value < outputs:  # type: ignore[operator]
-        raise InvalidInputError(
-            f"target is {value!r}, and the model has {outputs} output(s); it must be {wanted}"
-        )
-    return int(value)  # type: ignore[call-overload,no-any-return]
-
-
-def _targets_of(
-    target: int | Literal["top"] | tuple[int, ...], outputs: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    """Indices of shape (targets, N)."""
-    if target == "top":
-        return np.asarray(outputs.argmax(axis=1)[None], dtype=np.int64)
-    indices = target if isinstance(target, tuple) else (target,)
-    return np.repeat(np.array(indices, dtype=np.int64)[:, None], len(outputs), axis=1)
 
 
 def _shap() -> Any:
@@ -261,6 +242,8 @@ def _input_of(session: Any) -> tuple[str, Shape | None, Any]:
 def _output_of(session: Any, name: str | None) -> str:
     kinds = {entry.name: entry.type for entry in session.get_outputs()}
     floating = [str(entry) for entry, kind in kinds.items() if kind in FLOATS]
+    if name is not None:
+        text(name, "output")
     if name is None and len(floating) == 1:
         return floating[0]
     if name in floating:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from selkit.errors import InvalidInputError, MissingExtraError
-from selkit.utils.arrays import check_count
+from selkit.utils.checks import given, integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,6 +65,7 @@ def plot(
     MissingExtraError
         If matplotlib is not installed.
     """
+    sample = integer(sample, "sample")
     if not -len(explanation) <= sample < len(explanation):
         raise InvalidInputError(f"sample is {sample}, but the explanation has {len(explanation)}")
     if target is not None:
@@ -79,10 +80,10 @@ def plot(
     x, values = explanation.x[sample], explanation.attributions[sample]
     chosen = kinds.get(x.ndim) if kind is None else kind
     draws: dict[str, Any] = {"bars": plot_bars, "signal": plot_signal, "image": plot_image}
-    if chosen not in draws:
+    if not isinstance(chosen, str) or chosen not in draws:
         raise InvalidInputError(
-            f"kind is {kind!r} for samples of shape {x.shape}; it must be 'image', 'bars' or 'signal'. Draw "
-            "a slice of other shapes: selkit.explain.plots.plot_image(x[0, :, 3], attributions[0, :, 3])"
+            f"kind is {given(kind)} for samples of shape {x.shape}; it must be 'image', 'bars' or 'signal'. "
+            "Draw a slice of other shapes: selkit.explain.plots.plot_image(x[0, :, 3], attributions[0, :, 3])"
         )
     title = (
         f"output {explanation.target[sample]}: {explanation.output[sample]:.4g}, "
@@ -202,7 +203,7 @@ def plot_bars(
         raise InvalidInputError(f"names has {len(labels)} entries for {len(row)} features")
     order = np.argsort(-np.abs(values), kind="stable")
     # A rest of one feature takes no less room than the feature itself.
-    shown = order if len(order) == check_count(top, "top") + 1 else order[:top]
+    shown = order if len(order) == integer(top, "top", 1) + 1 else order[:top]
     texts = [f"{labels[place]} = {row[place]:.4g}" for place in shown]
     widths = values[shown]
     if len(shown) < len(order):
@@ -265,7 +266,7 @@ def plot_signal(
         raise InvalidInputError(f"names has {len(names)} entries for {len(lines)} channels")
     labels = [f"channel {place}" for place in range(len(lines))] if names is None else list(names)
     order = np.argsort(-np.abs(values).sum(axis=1), kind="stable")
-    shown = np.sort(order[: check_count(top, "top")])
+    shown = np.sort(order[: integer(top, "top", 1)])
     largest = _limit(values, limit)
     figure: Figure = _figure((8.4, 1.2 + 1.3 * len(shown)), title)
     panels = np.atleast_1d(figure.subplots(len(shown), 1, sharex=True))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selkit.embeddings.batches import Key, input_of
 from selkit.errors import InvalidInputError, InvalidTypeError
-from selkit.utils.arrays import as_tensor, check_count
+from selkit.utils.arrays import as_tensor
 from selkit.utils.boundary import public
 from selkit.utils.checks import given, integer
 
@@ -111,7 +111,7 @@ def read_references(
             f"{name} is a {type(references).__name__}; give an array or tensor of shape (samples, ...), "
             "or a loader of batches"
         )
-    if _is_array(references):
+    if is_array(references):
         return read_array(references, shape, dtype, name=name)
     if not isinstance(references, Iterable) and not hasattr(references, "__getitem__"):
         raise InvalidTypeError(
@@ -186,7 +186,7 @@ def summarize(
     """
     from sklearn.cluster import KMeans
 
-    check_count(k, "k")
+    integer(k, "k", 1)
     samples = read_references(references, None, None, key=key)
     rows = samples.reshape(len(samples), -1)
     # Sorted and without repetitions, so that neither the order nor ties decide.
@@ -233,12 +233,7 @@ def _floating(values: object, dtype: DTypeLike | None, name: str) -> NDArray[Any
         wanted = None if dtype is None else np.dtype(dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(f"dtype must be a type of NumPy; got {given(dtype)}") from error
-    try:
-        tensor = as_tensor(values, name)
-    except InvalidInputError:
-        raise
-    except ValueError as error:  # of numpy, for lists of unequal lengths
-        raise InvalidInputError(f"{name} is no array: {error}; bring its samples to one shape") from error
+    tensor = as_tensor(values, name)
     if not tensor.is_floating_point():
         raise InvalidTypeError(
             f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; the model takes "
@@ -278,7 +273,8 @@ def _check_finite(array: NDArray[Any], name: str) -> None:
         )
 
 
-def _is_array(value: object) -> bool:
+def is_array(value: object) -> bool:
+    """Whether this is an array or tensor of any library."""
     return isinstance(value, Tensor) or hasattr(value, "__array__")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from selkit.errors import InvalidInputError, MissingExtraError
 from selkit.utils.boundary import public
+from selkit.utils.checks import given, integer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 class Explanation:
     """Attributions of a batch: what each entry of an input adds to the model's output.
 
-    For each sample, the attributions sum to ``output - base_value`` up to :attr:`additivity_error`.
+    For each sample, the attributions sum to ``output - base_value`` up to :attr:`additivity_error`. Where
+    several inputs are explained at once, ``attributions`` and ``x`` are dictionaries with an array for each,
+    and it is the sum over all of them.
 
     With one target per sample (``target="top"`` or a number), ``attributions`` has x's shape ``(N, ...)``
     and the other arrays have shape ``(N,)``. With several (``target=[0, 3]`` or ``"all"``) each gets a first
@@ -40,7 +44,10 @@ class Explanation:
     references
         How many references the base value is a mean of.
     method
-        ``"deepshap"`` or ``"permutation"``.
+        ``"deepshap"``, ``"integrated_gradients"`` or ``"permutation"``.
+    integration_error
+        Of integrated gradients: how much any one attribution may be off, estimated, in units of the output;
+        0 where the integral is a finite sum. ``None`` for other methods.
 
     Raises
     ------
@@ -61,31 +68,55 @@ class Explanation:
     [[0.0, -4.0]]
     """
 
-    attributions: NDArray[Any]
+    attributions: Any
     base_value: NDArray[np.float64]
     output: NDArray[np.float64]
     target: NDArray[np.int64]
-    x: NDArray[Any]
+    x: Any
     references: int
     method: str = "deepshap"
+    integration_error: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        lead = self.attributions.shape[: self.attributions.ndim - self.x.ndim + 1]
-        if self.attributions.shape[len(lead) - 1 :] != self.x.shape or len(lead) not in (1, 2):
+        parts, taken = self._parts(self.attributions), self._parts(self.x)
+        if parts.keys() != taken.keys():
             raise InvalidInputError(
-                f"attributions has shape {self.attributions.shape}; it must be that of x, {self.x.shape}, "
-                "with at most one axis for targets before it"
+                f"attributions are for {sorted(parts)} and x has {sorted(taken)}; both need the same inputs"
             )
-        for name in ("base_value", "output", "target"):
-            shape = np.shape(getattr(self, name))
-            if shape != lead:
+        for name, values in parts.items():
+            x = taken[name]
+            shape, wanted = _shape(values, "attributions"), _shape(x, "x")
+            lead = shape[: len(shape) - len(wanted) + 1]
+            if shape[len(lead) - 1 :] != wanted or len(lead) not in (1, 2):
                 raise InvalidInputError(
-                    f"{name} has shape {shape}; it must be {lead}, one number for each attribution"
+                    f"attributions has shape {shape}; it must be that of x, {wanted}, "
+                    "with at most one axis for targets before it"
                 )
+            for field in ("base_value", "output", "target", "integration_error"):
+                value = getattr(self, field)
+                if value is None and field == "integration_error":
+                    continue
+                shape = _shape(value, field)
+                if shape != lead:
+                    raise InvalidInputError(
+                        f"{field} has shape {shape}; it must be {lead}, one number for each attribution"
+                    )
+
+    @staticmethod
+    def _parts(values: Any) -> dict[str, NDArray[Any]]:
+        """The arrays of all inputs by name; "" for the only one."""
+        return dict(values) if isinstance(values, Mapping) else {"": values}
+
+    @staticmethod
+    def _each(values: Any, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Any:
+        """Change the array, or that of every input."""
+        if isinstance(values, Mapping):
+            return {name: change(array) for name, array in values.items()}
+        return change(values)
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.x)
+        return int(self.output.shape[-1])
 
     def __getitem__(self, sample: int | slice) -> Explanation:
         """Some samples; one sample keeps its axis."""
@@ -95,15 +126,16 @@ class Explanation:
             sample = slice(sample, sample + 1 if sample != -1 else None)
         several = (slice(None),) * self.several
         parts = {
-            name: getattr(self, name)[(*several, sample)]
-            for name in ("attributions", "base_value", "output", "target")
+            name: self._each(getattr(self, name), lambda array: array[(*several, sample)])
+            for name in ("attributions", "base_value", "output", "target", "integration_error")
+            if getattr(self, name) is not None
         }
-        return replace(self, **parts, x=self.x[sample])
+        return replace(self, **parts, x=self._each(self.x, lambda array: array[sample]))
 
     @property
     def several(self) -> bool:
         """Whether there are several targets for each sample, on a first axis."""
-        return self.attributions.ndim > self.x.ndim
+        return bool(self.output.ndim > 1)
 
     @property
     def additivity_error(self) -> NDArray[np.float64]:
@@ -111,9 +143,16 @@ class Explanation:
 
         Of the shape of ``output``, and in its units.
         """
-        axes = tuple(range(self.output.ndim, self.attributions.ndim))
-        total = self.attributions.sum(axis=axes, dtype=np.float64)
+        total = self._flat().sum(axis=-1)
         return np.asarray(total - (self.output - self.base_value), dtype=np.float64)
+
+    def _flat(self) -> NDArray[np.float64]:
+        """All attributions of a sample, of whatever input, on the last axis."""
+        parts = [
+            np.asarray(part, dtype=np.float64).reshape(*self.output.shape, -1)
+            for part in self._parts(self.attributions).values()
+        ]
+        return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
     @property
     def relative_error(self) -> NDArray[np.float64]:
@@ -138,6 +177,7 @@ class Explanation:
         InvalidInputError
             If that output was not explained for every sample.
         """
+        target = integer(target, "target")
         target_rows = self.target if self.several else self.target[None]
         found = np.flatnonzero((target_rows == target).all(axis=1))
         if not len(found):
@@ -150,11 +190,31 @@ class Explanation:
         row = int(found[0])
         return replace(
             self,
-            attributions=self.attributions[row],
+            attributions=self._each(self.attributions, lambda array: array[row]),
             base_value=self.base_value[row],
             output=self.output[row],
             target=self.target[row],
+            integration_error=None if self.integration_error is None else self.integration_error[row],
         )
+
+    def for_input(self, name: str) -> Explanation:
+        """The attributions of one of several inputs; alone, they sum to that input's share of the change.
+
+        Parameters
+        ----------
+        name
+            Of the input.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is only one input, or none of that name.
+        """
+        parts = self._parts(self.attributions)
+        if not isinstance(self.attributions, Mapping) or name not in parts:
+            has = sorted(parts) if isinstance(self.attributions, Mapping) else "only one input"
+            raise InvalidInputError(f"input is {given(name)}, and the explanation has {has}")
+        return replace(self, attributions=parts[name], x=self.x[name])
 
     def summary(self) -> list[dict[str, Any]]:
         """One row for each sample and target, for a table such as ``pandas.DataFrame(e.summary())``.
@@ -165,7 +225,7 @@ class Explanation:
             ``sample``, ``target``, ``output``, ``base_value``, ``positive`` and ``negative`` (sums of the
             attributions of each sign), ``additivity_error``.
         """
-        parts = np.asarray(self.attributions, dtype=np.float64).reshape(*self.output.shape, -1)
+        parts = self._flat()
         positive, negative = np.maximum(parts, 0).sum(axis=-1), np.minimum(parts, 0).sum(axis=-1)
         error = self.additivity_error
         return [
@@ -182,7 +242,14 @@ class Explanation:
         ]
 
     @public
-    def plot(self, sample: int = 0, *, target: int | None = None, **options: Any) -> Any:
+    def plot(
+        self,
+        sample: int = 0,
+        *,
+        target: int | None = None,
+        input: str | None = None,  # noqa: A002 - what a model calls it
+        **options: Any,
+    ) -> Any:
         """Draw the attributions of one sample: over an image, as bars, or under a signal, by x's shape.
 
         Parameters
@@ -191,6 +258,8 @@ class Explanation:
             Which one of the batch.
         target
             Which of several targets; not needed where there is one.
+        input
+            Which of several inputs; not needed where there is one.
         **options
             Of :func:`selkit.explain.plots.plot_image`, :func:`~selkit.explain.plots.plot_bars` or
             :func:`~selkit.explain.plots.plot_signal`; ``kind="image"``, ``"bars"`` or ``"signal"`` chooses
@@ -210,7 +279,17 @@ class Explanation:
         """
         from selkit.explain.plots import plot
 
-        return plot(self, sample, target=target, **options)
+        shown = self if input is None else self.for_input(input)
+        return plot(shown._single("plot"), sample, target=target, **options)
+
+    def _single(self, what: str) -> Explanation:
+        """Itself, if there is one input."""
+        if isinstance(self.attributions, Mapping):
+            raise InvalidInputError(
+                f"{what} shows one input, and the explanation has {sorted(self.attributions)}; take one with "
+                "explanation.for_input(name)"
+            )
+        return self
 
     @public
     def to_shap(self, feature_names: Sequence[str] | None = None) -> Any:
@@ -234,6 +313,7 @@ class Explanation:
             import shap
         except ImportError as error:
             raise MissingExtraError("to_shap needs shap: pip install 'selkit[shap]'") from error
+        self._single("to_shap")
         values, base = self.attributions, self.base_value
         if self.several:
             values, base = np.moveaxis(values, 0, -1), np.moveaxis(base, 0, -1)
@@ -243,7 +323,19 @@ class Explanation:
     def __str__(self) -> str:
         targets = f", {len(self.target)} targets each" if self.several else ""
         worst = float(np.abs(self.additivity_error).max(initial=0.0))
-        return (
-            f"{self.method} of {len(self)} sample(s) of shape {self.x.shape[1:]}{targets}, "
+        shapes = {name: np.shape(array)[1:] for name, array in self._parts(self.x).items()}
+        text = (
+            f"{self.method} of {len(self)} sample(s) of shape {shapes.get('', shapes)}{targets}, "
             f"{self.references} reference(s), additivity error at most {worst:.2g}"
         )
+        if self.integration_error is not None:
+            text += f", integration error at most {float(self.integration_error.max(initial=0.0)):.2g}"
+        return text
+
+
+def _shape(values: Any, name: str) -> tuple[int, ...]:
+    """The shape of an array."""
+    try:
+        return tuple(np.shape(values))
+    except ValueError as error:  # of numpy, for lists of unequal lengths
+        raise InvalidInputError(f"{name} is no array: {error}") from error

@@ -32,7 +32,9 @@ class Recipe:
     x, reference, target
         A sample, a chunk of references, the index of an output.
     output
-        Of the model, at the sample and at the references.
+        Of shape ``(1, outputs)``, at the sample and at the references.
+    raw
+        The model's own output at the sample.
     multipliers
         Of the input, for one target.
     """
@@ -43,6 +45,7 @@ class Recipe:
     target: Symbol
     output: Symbol
     output_reference: Symbol
+    raw: Symbol
     multipliers: Symbol
 
 
@@ -57,7 +60,9 @@ def in_parts(operator: Operator) -> bool:
 
 
 def write(program: Program, rows: int, opset: int, *, ahead: bool) -> Recipe:
-    """Write the nodes that explain one output of a program with one input and one output.
+    """Write the nodes that explain the first output of a program with one input.
+
+    A second output is the model's own, where the first is made of it.
 
     Raises
     ------
@@ -65,7 +70,7 @@ def write(program: Program, rows: int, opset: int, *, ahead: bool) -> Recipe:
         If operators have no rule; all of them are listed.
     """
     ((name, shape),) = program.inputs.items()
-    (output,) = program.outputs
+    output, raw = program.outputs[0], program.outputs[-1]
     tape = Tape(program.dtype, rows, ahead=ahead)
     steps = chained(program.steps)
     values = [
@@ -90,7 +95,8 @@ def write(program: Program, rows: int, opset: int, *, ahead: bool) -> Recipe:
     grad = writer.total(name)
     if grad is None:
         grad = tape.lift(torch.zeros((1,) * len(shape), dtype=tape.dtype))
-    return Recipe(tape, values[0][name], values[1][name], target, values[0][output], values[1][output], grad)
+    x, r = values
+    return Recipe(tape, x[name], r[name], target, x[output], r[output], x[raw], grad)
 
 
 class _Writer:

@@ -1,65 +1,32 @@
-"""Explanation graphs in memory and in files: sessions, external data, and what a file must say of itself."""
+"""Explanation graphs in memory and in files: their sessions, and how they are written and read."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from selkit.errors import FileFormatError
+from selkit.explain import files
+from selkit.explain.facts import Facts, read_facts
 from selkit.graph.files import Source, read
+from selkit.utils.atomic import replacing
+from selkit.utils.checks import as_path
 
-KEY = "selkit.explainer"
-FORMAT = 1
 INLINE_LIMIT = 3 * 2**29
 """Bytes up to which everything is written into one file; protobuf ends at 2 GiB."""
 IN_MEMORY = 2**26
 """Bytes up to which a graph is kept in memory; beyond, onnxruntime maps a temporary file."""
-PAGE = 4096
 LARGE = 2**16
 """Bytes from which a tensor moves to the external file."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a file says about itself.
-
-    Attributes
-    ----------
-    input, output
-        Names of the explained model's input and output.
-    shape
-        Of the input, without the batch axis.
-    dtype
-        Of the input.
-    target
-        ``"top"``, an index, or indices.
-    references
-        How many there are.
-    cached
-        Whether the references' activations are stored.
-    format
-        Version of this description.
-    """
-
-    input: str
-    output: str
-    shape: tuple[int, ...]
-    dtype: str
-    target: Any
-    references: int
-    cached: bool
-    format: int = FORMAT
 
 
 class Stored(Protocol):
@@ -104,33 +71,34 @@ class Package:
         initializers = self.proto.graph.initializer
         count = len(initializers)
         for name, array in self.arrays.items():
-            initializers.append(_placeholder(name, array, "in-memory", 0))
+            initializers.append(files.placeholder(name, array, "in-memory", 0))
         content = bytes(self.proto.SerializeToString())
         del initializers[count:]
         return content
 
     def write(self, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
         """Write the graph, with its data beside it if it is large (or ``external``); return the files."""
-        target = Path(path)
+        target = as_path(path)
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
-        proto.metadata_props.append(
-            onnx.StringStringEntryProto(key=KEY, value=json.dumps(asdict(self.facts)))
-        )
         if not (self.size > INLINE_LIMIT if external is None else external):
             proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in self.arrays.items())
-            target.write_bytes(proto.SerializeToString())
-            return [target]
-        data = target.with_name(target.name + ".data")
-        with data.open("wb") as file:
-            for tensor in _tensors(proto.graph):
-                if len(tensor.raw_data) >= LARGE:
-                    array = numpy_helper.to_array(tensor)
-                    tensor.CopyFrom(_append(file, data.name, tensor.name, array))
-            for name, array in self.arrays.items():
-                proto.graph.initializer.append(_append(file, data.name, name, array))
-        target.write_bytes(proto.SerializeToString())
-        return [target, data]
+            return files.finish(target, proto, self.facts, None)
+        large = [tensor for tensor in files.tensors(proto.graph) if len(tensor.raw_data) >= LARGE]
+        parts = [(tensor, numpy_helper.to_array(tensor)) for tensor in large]
+        parts += [(proto.graph.initializer.add(name=name), array) for name, array in self.arrays.items()]
+        checksum = files.digest(array for _, array in parts)
+        data = target.with_name(files.data_name(target.name, checksum))
+        offset = 0
+        for tensor, array in parts:
+            offset = files.aligned(offset)
+            tensor.CopyFrom(files.placeholder(tensor.name, array, data.name, offset))
+            offset += array.nbytes
+        if not files.holds(data, checksum):
+            with replacing(data) as new, new.open("wb") as file:
+                for content in files.laid_out(array for _, array in parts):
+                    file.write(content)
+        return files.finish(target, proto, self.facts, data, checksum)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,27 +119,30 @@ class OnDisk:
 
     def write(self, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
         """Write the graph, with its data beside it if it is large (or ``external``); return the files."""
-        target = Path(path)
+        target = as_path(path)
         proto = onnx.load(self.path, load_external_data=False)
-        moved = [tensor for tensor in _tensors(proto.graph) if tensor.external_data]
+        moved = [tensor for tensor in files.tensors(proto.graph) if tensor.external_data]
         places = {entry.value for t in moved for entry in t.external_data if entry.key == "location"}
         size = sum(file.stat().st_size for file in (self.path, *map(self.path.with_name, places)))
         apart = size > INLINE_LIMIT if external is None else external
         if not apart or len(places) != 1:
             del proto
             whole = onnx.load(self.path)
+            files.forget(whole)
             if not apart:
-                target.write_bytes(whole.SerializeToString())
-                return [target]
-            del whole.metadata_props[:]
+                return files.finish(target, whole, self.facts, None)
             return Package(whole, {}, self.facts).write(target, external=True)
-        copy = target.with_name(target.name + ".data")
-        shutil.copyfile(self.path.with_name(places.pop()), copy)
+        source = self.path.with_name(places.pop())
+        checksum = files.digest_of(source)
+        copy = target.with_name(files.data_name(target.name, checksum))
+        if not files.holds(copy, checksum):
+            with replacing(copy) as new:
+                shutil.copyfile(source, new)
         for tensor in moved:
             for entry in tensor.external_data:
                 entry.value = copy.name if entry.key == "location" else entry.value
-        target.write_bytes(proto.SerializeToString())
-        return [target, copy]
+        files.forget(proto)
+        return files.finish(target, proto, self.facts, copy, checksum)
 
 
 def settle(package: Package) -> Stored:
@@ -195,33 +166,6 @@ def options(threads: int | None = None) -> Any:
     return settings
 
 
-def _placeholder(name: str, array: NDArray[Any], location: str, offset: int) -> TensorProto:
-    tensor = TensorProto(
-        name=name,
-        data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-        dims=array.shape,
-        data_location=TensorProto.EXTERNAL,
-    )
-    for key, value in (("location", location), ("offset", offset), ("length", array.nbytes)):
-        tensor.external_data.append(onnx.StringStringEntryProto(key=key, value=str(value)))
-    return tensor
-
-
-def _append(file: Any, location: str, name: str, array: NDArray[Any]) -> TensorProto:
-    offset = -(-file.tell() // PAGE) * PAGE  # so that it can be mapped into memory
-    file.seek(offset)
-    file.write(np.ascontiguousarray(array).data)
-    return _placeholder(name, array, location, offset)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _tensors(attribute.g)
-
-
 def load(source: Source) -> Stored:
     """Read a file that :meth:`Package.write` wrote.
 
@@ -232,36 +176,28 @@ def load(source: Source) -> Stored:
     """
     proto = read(source)
     where = str(source) if isinstance(source, str | os.PathLike) else "the given model"
-    text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
-    if text is None:
+    told = {entry.key: entry.value for entry in proto.metadata_props}
+    if files.KEY not in told:
         raise FileFormatError(
             f"{where} is an ONNX model, but not an explainer; make one with "
             "selkit.Explainer(model, references).export(path)"
         )
-    try:
-        values = json.loads(text)
-        if values.get("format") != FORMAT:
-            raise FileFormatError(
-                f"{where} is an explainer of format {values.get('format')}; this version reads {FORMAT}: "
-                "update selkit, or export it again"
-            )
-        target = values.pop("target")
-        facts = Facts(
-            **{**values, "shape": tuple(map(int, values["shape"]))},
-            target=tuple(target) if isinstance(target, list) else target,
+    facts = read_facts(told[files.KEY], where)
+    if isinstance(source, str | os.PathLike):
+        files.check(Path(source).read_bytes(), where)
+        files.check_data(Path(source), told.get(files.DATA))
+    else:
+        files.check(
+            source.SerializeToString() if isinstance(source, onnx.ModelProto) else bytes(source), where
         )
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        if isinstance(error, FileFormatError):
-            raise
-        raise FileFormatError(f"{where} describes itself in a way that cannot be read: {error}") from error
-    missing = {facts.output, "attributions", "base_values", "targets"} - {o.name for o in proto.graph.output}
-    if missing or not any(value.name == facts.input for value in proto.graph.input):
-        raise FileFormatError(
-            f"{where} lacks what an explainer has: {', '.join(sorted(missing)) or facts.input}"
-        )
+    made = {facts.output, *facts.attributions, "base_values", "targets", "output_values"}
+    missing = made - {o.name for o in proto.graph.output}
+    missing |= {given.name for given in facts.inputs} - {i.name for i in proto.graph.input}
+    if missing:
+        raise FileFormatError(f"{where} lacks what an explainer has: {', '.join(sorted(missing))}")
     if isinstance(source, str | os.PathLike):
         return OnDisk(Path(source), facts)
-    del proto.metadata_props[:]
+    files.forget(proto)
     arrays = {}
     for index in range(len(proto.graph.initializer) - 1, -1, -1):
         tensor = proto.graph.initializer[index]

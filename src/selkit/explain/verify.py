@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,8 @@ import numpy as np
 import torch
 
 from selkit.explain import storage
+from selkit.explain.question import Choice, ask
 from selkit.graph.files import Source
-from selkit.graph.model import Graph
 
 if TYPE_CHECKING:
     from selkit.explain.explainer import Explainer
@@ -48,33 +49,54 @@ class Verification:
         )
 
 
-def verify(explainer: Explainer, x: object, model: Source | None) -> Verification:
+def verify(explainer: Explainer, x: object, model: Source | None, choice: Choice) -> Verification:
     """Do the work of :meth:`selkit.explain.Explainer.verify`."""
     import onnxruntime as ort
 
     result = explainer.explain(x)
     facts = explainer.facts
+    names = [part.name for part in facts.inputs]
+    given = [result.x] if len(names) == 1 else [result.x[name] for name in names]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "explainer.onnx"
         explainer.export(path)
         session = ort.InferenceSession(str(path), storage.options(), providers=["CPUExecutionProvider"])
-        names = [facts.output, "attributions"]
-        outputs, written = session.run(names, {facts.input: result.x})
-        alone = [session.run(["attributions"], {facts.input: row[None]})[0] for row in result.x]
+        wanted = list(facts.attributions)
+        outputs, *written = session.run([facts.output, *wanted], dict(zip(names, given, strict=True)))
+        alone = [
+            session.run(
+                wanted, {name: batch[row : row + 1] for name, batch in zip(names, given, strict=True)}
+            )
+            for row in range(len(result))
+        ]
         del session
-    apart = np.concatenate(alone, axis=1 if result.several else 0)
-    scale = max(float(np.abs(result.attributions).max()), np.finfo(np.float64).tiny)
+    axis = 1 if result.several else 0
+    apart = [np.concatenate([row[i] for row in alone], axis=axis) for i in range(len(wanted))]
+    here = [result.attributions] if len(names) == 1 else [result.attributions[name] for name in names]
+    scale = max(*(float(np.abs(part).max()) for part in here), np.finfo(np.float64).tiny)
     return Verification(
         additivity_error=float(result.relative_error.max()),
-        output_difference=None if model is None else _beside(model, explainer, result.x, outputs),
-        batch_difference=float(np.abs(apart - written).max()) / scale,
-        file_difference=float(np.abs(written - result.attributions).max()) / scale,
+        output_difference=None if model is None else _beside(model, choice, explainer, given, outputs),
+        batch_difference=_largest(apart, written) / scale,
+        file_difference=_largest(written, here) / scale,
     )
 
 
-def _beside(model: Source, explainer: Explainer, x: np.ndarray, outputs: np.ndarray) -> float:
+def _largest(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(some, others, strict=True))
+
+
+def _beside(
+    model: Source, choice: Choice, explainer: Explainer, x: Sequence[np.ndarray], outputs: np.ndarray
+) -> float:
     facts = explainer.facts
-    program = Graph.load(model).compile({facts.input: (1, *facts.shape)}, [facts.output])
-    stack = torch.from_numpy(x.astype(np.float64)).unsqueeze(1)
-    expected = program.run({facts.input: stack})[facts.output][:, 0].numpy()
+    question = ask(model, choice)
+    shapes = {part.name: (1, *part.shape) for part in facts.inputs}
+    program = question.graph.compile(shapes, [facts.output], live=list(shapes), constants=question.fixed)
+    stacks = {
+        part.name: torch.from_numpy(batch.astype(np.float64)).unsqueeze(1)
+        for part, batch in zip(facts.inputs, x, strict=True)
+    }
+    found = program.run(stacks)[facts.output]
+    expected = found.reshape(outputs.shape).numpy()
     return float(np.abs(expected - outputs).max() / max(np.abs(expected).max(), np.finfo(np.float64).tiny))

@@ -12,6 +12,7 @@ import torch
 from onnx import defs, helper
 from torch import Tensor
 
+from selkit.graph import doubles
 from selkit.graph.ops.base import Operator, UnsupportedAttribute, broadcast
 from selkit.graph.symbols import Shape, Symbol, Uses
 
@@ -99,13 +100,17 @@ class Tape:
     ) -> tuple[Symbol, ...]:
         """Write a node with several outputs."""
         arguments = tuple(None if value is None else self.lift(value) for value in inputs)
+        kinds = dtypes or [self.dtype] * len(shapes)
+        if self.dtype == torch.float64 and kinds[0] == torch.float64:
+            other = doubles.written(self, op, arguments, tuple(shapes[0]), attributes)
+            if other is not None:
+                return (other,)
         uses = Uses.NOTHING
         for argument in arguments:
             uses |= argument.uses if argument is not None else Uses.NOTHING
         names = tuple("" if argument is None else argument.name for argument in arguments)
         key = (op, names, tuple(sorted((k, repr(v)) for k, v in attributes.items())), len(shapes))
         if key not in self._known:
-            kinds = dtypes or [self.dtype] * len(shapes)
             outputs = tuple(
                 Symbol(self, self._name(op), tuple(shape), kind, uses)
                 for shape, kind in zip(shapes, kinds, strict=True)
@@ -148,6 +153,18 @@ class Tape:
         """A condition or whole number as a real number."""
         kind = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=self.dtype).numpy().dtype)
         return self.op("Cast", x, shape=x.shape, to=kind)
+
+    def converted(self, x: Symbol, dtype: torch.dtype) -> Symbol:
+        """Real numbers in another precision; what is stored is stored in it."""
+        if x.dtype == dtype or not x.dtype.is_floating_point:
+            return x
+        if x.value is not None:
+            key = ("converted", x.name, dtype)
+            if key not in self._known:
+                self._known[key] = (self.stored(x.value.to(dtype)),)
+            return self._known[key][0]
+        kind = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
+        return self.op("Cast", x, shape=x.shape, dtype=dtype, to=kind)
 
     def winners(self, operator: Operator, x: Symbol, shape: Shape) -> tuple[Symbol, Symbol]:
         """A maximum over windows, and where it is among the elements of a row, flattened."""

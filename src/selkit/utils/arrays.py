@@ -40,7 +40,7 @@ def as_tensor(values: object, name: str) -> Tensor:
         if values.layout is not torch.strided:
             raise InvalidTypeError(f"{name} is a sparse tensor; call .to_dense() first")
         if values.is_meta:
-            raise InvalidTypeError(f"{name} is on the device 'meta', so it has no values")
+            raise InvalidTypeError(f"{name} is a tensor on the device 'meta', which has no values")
         return values.detach()
     if values is None or isinstance(values, (str, bytes, dict)) or hasattr(values, "toarray"):
         raise InvalidTypeError(
@@ -48,8 +48,9 @@ def as_tensor(values: object, name: str) -> Tensor:
         )
     try:
         array = np.asarray(values)
-    # nested lists of different lengths, or an object whose own conversion fails
-    except Exception as error:
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidInputError(f"{name} is no array: {error}; bring its samples to one shape") from error
+    except Exception as error:  # an object whose own conversion fails
         raise InvalidTypeError(f"{name} cannot be read as one array of numbers: {error}") from error
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise InvalidTypeError(f"{name} must hold real numbers of at most 64 bits; got dtype {array.dtype}")
