@@ -253,7 +253,7 @@ def test_all_unsupported_nodes_are_listed_at_once():
     made = nodes("""
         a = NoSuchOperator(x)
         [second] b = Conv<no_such_attribute=3>(x, w)
-        c = TopK(x, w)
+        c = Hardmax(x)
         d = Add(x)
         e = MaxPool(x)
         f = BatchNormalization<training_mode=1>(x, w, w, w, w)

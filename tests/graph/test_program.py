@@ -197,7 +197,6 @@ def test_shapes_that_do_not_fit_are_reported_with_their_node():
 @pytest.mark.parametrize(
     "body",
     [
-        "y = ReduceProd<keepdims=0>(x)",
         "y = NonZero(x)",
         "a = ReduceMax<keepdims=0>(x)  z = Constant<value_float=0.0>()  y = Range(z, a, a)",
         "a = Cast<to=7>(x)  b = Reshape(a, f)  y = ConstantOfShape(b)",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from test_random_attributes import compare, numbers
 
-some = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+some = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 GATES = {"RNN": (1, 1), "GRU": (3, 2), "LSTM": (4, 3)}
 ACTIVATIONS = (
     "Relu",
@@ -30,10 +30,11 @@ def test_recurrent_layers(data, name: str):
     both = 2 if direction == "bidirectional" else 1
     length, batch, inputs, hidden = (data.draw(st.integers(1, high)) for high in (5, 3, 3, 3))
     names, stored = ["x", "w", "r"], {}
-    stored["w"] = numbers(both, gates * hidden, inputs, seed=1)
-    stored["r"] = numbers(both, gates * hidden, hidden, seed=2)
+    # small weights: unbounded gates multiply from step to step, and single precision overflows
+    stored["w"] = 0.3 * numbers(both, gates * hidden, inputs, seed=1)
+    stored["r"] = 0.3 * numbers(both, gates * hidden, hidden, seed=2)
     optional = {
-        "b": numbers(both, 2 * gates * hidden, seed=3),
+        "b": 0.3 * numbers(both, 2 * gates * hidden, seed=3),
         "n": np.array(data.draw(st.lists(st.integers(1, length), min_size=batch, max_size=batch)), np.int32),
         "h": numbers(both, batch, hidden, seed=4),
     }
