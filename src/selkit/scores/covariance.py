@@ -125,6 +125,17 @@ def whitening_of(X: Tensor | Rows, means: Tensor, member: Tensor, shrinkage: Shr
     return Whitening(whitening(shrunk(covariance, fourth, len(member), shrinkage)))
 
 
+def directions_of_few(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values ``(N,)`` and right singular vectors ``(N, D)`` of fewer rows than columns.
+
+    By an orthogonal factor of the transposed rows first: only a small square is left to decompose, and nothing
+    is squared.
+    """
+    factor, triangle = torch.linalg.qr(rows.T)
+    left, sizes, _ = torch.linalg.svd(triangle)
+    return sizes, (factor @ left).T
+
+
 def _whitening_of_few(X: Tensor | Rows, means: Tensor, member: Tensor, shrinkage: Shrinkage) -> Whitening:
     """The same for fewer samples than dimensions, by the singular values of the centred samples."""
     rows = torch.cat([part.to(means.device).double() for _, part in blocks_of(X)])
@@ -133,7 +144,7 @@ def _whitening_of_few(X: Tensor | Rows, means: Tensor, member: Tensor, shrinkage
     fourth = rows.square().sum(1).square().mean()
     if not math.isfinite(float(fourth)):
         raise InvalidInputError(OVERFLOW)
-    _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
+    sizes, directions = directions_of_few(rows)
     kept = sizes > sizes[0] * width * torch.finfo(torch.float64).eps
     variance, directions = sizes[kept].square() / samples, directions[kept]
     scale = variance.sum() / width

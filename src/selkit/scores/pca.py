@@ -11,6 +11,7 @@ from torch import Tensor
 
 from selkit.errors import InvalidInputError, NotAvailableError, NotFittedError
 from selkit.scores.base import UncertaintyScore
+from selkit.scores.covariance import directions_of_few
 from selkit.scores.rows import Rows, blocks_of
 from selkit.scores.state import Stateful
 from selkit.utils.arrays import ArrayLike, as_matrix, check_count, check_fraction
@@ -250,7 +251,7 @@ class TensorPCA(Stateful):
             raise InvalidInputError("principal components need at least 2 samples")
         mean = rows.mean(0) if self.mean_center else torch.zeros_like(rows[0])
         _check_overflow((rows - mean).square())
-        _, sizes, directions = torch.linalg.svd(rows - mean, full_matrices=False)
+        sizes, directions = directions_of_few(rows - mean)
         self._keep_components(mean, sizes.square() / free, directions, free)
 
     def transform(self, X: ArrayLike) -> Tensor:
