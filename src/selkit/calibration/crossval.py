@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.checks import given
 
 
 def cross_val_scores(
@@ -59,9 +60,17 @@ def cross_val_scores(
     from sklearn.model_selection import check_cv
     from sklearn.utils import _safe_indexing, indexable
 
+    if not callable(getattr(estimator, "score_samples", None)):
+        raise InvalidTypeError(
+            f"estimator must be a score or a Pipeline that ends in one; got {given(estimator)}"
+        )
     X, y, groups = indexable(X, y, groups)
     scores = np.full(len(X), np.nan)
-    for train, test in check_cv(cv).split(X, y, groups):
+    try:
+        splits = list(check_cv(cv).split(X, y, groups))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"cv={given(cv)} does not split {len(scores)} samples: {error}") from error
+    for train, test in splits:
         labels = None if y is None else _safe_indexing(y, train)
         fold = clone(estimator).fit(_safe_indexing(X, train), labels)
         scores[test] = -np.asarray(fold.score_samples(_safe_indexing(X, test)), dtype=np.float64)

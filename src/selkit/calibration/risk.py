@@ -13,8 +13,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from selkit.errors import InvalidInputError, NoGuaranteeError
+from selkit.errors import InvalidInputError, InvalidTypeError, NoGuaranteeError
 from selkit.utils.arrays import ArrayLike, as_vector, check_fraction
+from selkit.utils.checks import choice, given
 
 Vector = npt.NDArray[np.float64]
 Method: TypeAlias = Literal["ltt", "sgr"]
@@ -42,8 +43,9 @@ def binomial_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: float) -> V
     """
     from scipy import stats  # half a second, which importing a score should not cost
 
-    number = np.asarray(count, dtype=float)
-    errors = np.rint(np.asarray(mean, dtype=float) * number)
+    check_fraction(risk, "risk", zero=False, one=False)
+    number = _numbers(count, "count")
+    errors = np.rint(_numbers(mean, "mean") * number)
     result: Vector = np.asarray(stats.binom.cdf(errors, number, risk), dtype=float)
     return np.where(number > 0, result, 1.0)
 
@@ -67,8 +69,8 @@ def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: fl
     """
     from scipy import stats
 
-    number = np.asarray(count, dtype=float)
-    observed = np.asarray(mean, dtype=float)
+    check_fraction(risk, "risk", zero=False, one=False)
+    number, observed = _numbers(count, "count"), _numbers(mean, "mean")
     below = np.minimum(observed, risk)
     with np.errstate(divide="ignore", invalid="ignore"):
         first = np.where(below > 0, below * np.log(below / risk), 0.0)
@@ -77,6 +79,17 @@ def hoeffding_bentkus_pvalue(mean: npt.ArrayLike, count: npt.ArrayLike, risk: fl
     # rounded before rounding up: a sum of 0/1 losses is a whole number
     bentkus = math.e * stats.binom.cdf(np.ceil(np.round(number * observed, 9)), number, risk)
     return np.where(number > 0, np.minimum(1.0, np.minimum(hoeffding, bentkus)), 1.0)
+
+
+def _numbers(values: npt.ArrayLike, name: str) -> Vector:
+    """Numbers of any shape, none of them NaN or negative."""
+    try:
+        found: Vector = np.asarray(values, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidTypeError(f"{name} must hold numbers; got {given(values)}") from None
+    if not bool((np.isfinite(found) & (found >= 0)).all()):
+        raise InvalidInputError(f"{name} must hold finite numbers of at least 0; got {given(values)}")
+    return found
 
 
 def risk_threshold(
@@ -138,10 +151,8 @@ def risk_threshold(
     target = check_fraction(risk, "risk", zero=False, one=False)
     delta = 1 - check_fraction(confidence, "confidence", zero=False, one=False)
     binary = bool(np.isin(sorted_losses, (0.0, 1.0)).all())
-    if method not in ("ltt", "sgr"):
-        raise InvalidInputError(f"method must be 'ltt' or 'sgr'; got {method!r}")
-    if otherwise not in ("raise", "accept_nothing"):
-        raise InvalidInputError(f"otherwise must be 'raise' or 'accept_nothing'; got {otherwise!r}")
+    choice(method, "method", ("ltt", "sgr"))
+    choice(otherwise, "otherwise", ("raise", "accept_nothing"))
     if method == "sgr" and not binary:
         raise InvalidInputError("method='sgr' needs losses that are 0 or 1; use 'ltt' for others in [0, 1]")
     below, means = _below(sorted_scores, sorted_losses)
@@ -151,12 +162,31 @@ def risk_threshold(
         return math.inf if found == len(order) else float(np.nextafter(sorted_scores[found], -math.inf))
     if otherwise == "accept_nothing":
         return -math.inf
-    needed = math.ceil(math.log(delta) / math.log1p(-target))
+    needed = _needed(target, delta, method)
     raise NoGuaranteeError(
         f"no threshold can promise a risk of at most {risk} with confidence {confidence} on these "
-        f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss {needed} "
-        "accepted samples are needed). Give more samples, allow more risk, or say otherwise='accept_nothing'"
+        f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss at least {needed} "
+        "samples are needed). Give more samples, allow more risk, or say otherwise='accept_nothing'"
     )
+
+
+def _needed(target: float, delta: float, method: Method) -> int:
+    """The smallest number of samples without any loss for which a threshold is found."""
+    one = math.log1p(-target)  # the p-value of n samples without loss is (1 - risk)^n, by every bound
+
+    def samples(share: int) -> int:
+        """How many make a p-value as small as a share of delta."""
+        return max(1, math.ceil((math.log(delta) - math.log(share)) / one - 1e-12))
+
+    if method == "sgr":  # the first step looks at half of the samples, and all below has larger p-values
+        for steps in range(1, 10_000):
+            count = max(2 * samples(steps) - 1, 2 ** (steps - 1))
+            if count <= 2**steps - 1:
+                return count
+    count = samples(1)
+    while (count * one) > math.log(delta) - math.log(len(_grid(count)[1])) + 1e-12:
+        count = samples(len(STARTS)) if count > 4 * GRID else count + 1
+    return count
 
 
 def _sorted(scores: ArrayLike, losses: ArrayLike) -> tuple[npt.NDArray[np.intp], Vector, Vector]:
@@ -196,8 +226,7 @@ def _binary_search(pvalue: Vector, delta: float) -> int | None:
 
 def _fixed_sequences(pvalue: Vector, delta: float) -> int | None:
     """The highest rank reached by walking up from any start while tests pass; starts share delta."""
-    grid = np.unique(np.rint(np.linspace(0, len(pvalue) - 1, GRID + 1)[1:]).astype(int))
-    starts = np.unique(np.searchsorted(grid, np.array(STARTS) * (len(pvalue) - 1)))
+    grid, starts = _grid(len(pvalue) - 1)
     passed = pvalue[grid] <= delta / len(starts)
     reached = None
     for start in starts:
@@ -205,3 +234,9 @@ def _fixed_sequences(pvalue: Vector, delta: float) -> int | None:
         end = start + (failed[0] if len(failed) else len(grid) - start) - 1
         reached = int(grid[end]) if end >= start and (reached is None or grid[end] > reached) else reached
     return reached
+
+
+def _grid(count: int) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.intp]]:
+    """Ranks that are tested among so many samples, and where among them sequences start."""
+    grid = np.unique(np.rint(np.linspace(0, count, GRID + 1)[1:]).astype(int))
+    return grid, np.unique(np.searchsorted(grid, np.array(STARTS) * count))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selkit.errors import InvalidInputError, MissingExtraError
 from selkit.metrics import blocks
+from selkit.utils.checks import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -263,8 +264,7 @@ class RiskCoverage:
         InvalidInputError
             If ``risk`` is NaN or infinite.
         """
-        if isinstance(risk, bool) or not math.isfinite(risk):
-            raise InvalidInputError(f"risk must be a finite number; got {risk!r}")
+        risk = number(risk, "risk")
         slack = 4e-16 * (self.loss_sum.abs() + self.accepted)  # sums carry the rounding of their order
         good = self.loss_sum <= risk * self.accepted + slack
         return torch.where(good, self.coverage, 0.0).max()

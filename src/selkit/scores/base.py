@@ -16,8 +16,8 @@ from selkit.embeddings.batches import Key
 from selkit.embeddings.extract import extract as extract_features
 from selkit.embeddings.sources import Pool, Want, run, source_of
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
-from selkit.scores.data import FitData, Given, checked, from_loaders, only_one, unpacked
-from selkit.scores.estimator import OutlierEstimator
+from selkit.scores.data import AsGiven, FitData, Given, checked, from_loaders, only_one, unpacked
+from selkit.scores.estimator import OutlierEstimator, called_by_sklearn
 from selkit.scores.thresholds import Thresholds
 from selkit.utils.arrays import ArrayLike, as_labels, as_matrix, check_fraction
 from selkit.utils.checks import choice, text
@@ -102,6 +102,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         labels: ArrayLike | None = None,
         model: Any = None,
         loaders: Mapping[str, Iterable[Any]] | None = None,
+        loader: Iterable[Any] | None = None,
         layer: str | None = None,
         pool: Pool = None,
         input_key: Key = None,
@@ -130,6 +131,10 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
             model; see :func:`selkit.embeddings.extract`.
         loaders
             ``{"train": ..., "val": ...}``; ``"val"`` is the calibration set and may be missing.
+        loader
+            A single loader, the same as ``loaders={"train": loader}``: of references, or for a score of
+            logits, which keeps none, of the calibration set. Without ``model=`` its batches are embeddings or
+            logits already.
         layer, pool, input_key, target_key, cache
             As in :func:`selkit.embeddings.extract`; ``layer`` and ``pool`` are remembered for queries.
         q
@@ -147,6 +152,10 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
             For NaN, infinite or empty data, another width in ``Y`` than in ``X``, or both ways at once.
         """
         given = Given(only_one(X=X, ref=ref), only_one(y=y, labels=labels), only_one(Y=Y, cal=cal), y_cal)
+        if loader is not None:
+            if loaders is not None:
+                raise InvalidInputError("give loader= or loaders=, not both")
+            loaders, model = {"train": loader}, AsGiven() if model is None else model
         if model is not None or loaders is not None:
             options = {"input_key": input_key, "target_key": target_key, "cache": cache}
             given = self._from_model(given, model, loaders, {"layer": layer, "pool": pool, **options})
@@ -166,6 +175,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
     def score(
         self,
         query: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        y: Any = None,
         *,
         model: Any = None,
         loader: Iterable[Any] | None = None,
@@ -174,10 +184,16 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
     ) -> Tensor:
         """How unlike the references each query is.
 
+        Called by a scikit-learn search or ``cross_val_score`` that was given no ``scoring=``, it is one number
+        instead, as with scikit-learn's density estimators: the mean of ``score_samples``. That compares like
+        with like only where scores have one scale; to choose ``k`` give ``scoring=``.
+
         Parameters
         ----------
         query
             Embeddings or logits, as in :meth:`fit`.
+        y
+            For scikit-learn's searches, which give labels here; not used.
         model, loader
             Instead of ``query``: run the model over the loader; ``layer`` and ``pool`` are those of
             :meth:`fit`.
@@ -198,7 +214,14 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         """
         self._check_fitted()
         features, labels = self._query(query, model, loader, {"input_key": input_key, "cache": cache})
-        return self._checked_score(features, labels, "query")
+        found = self._checked_score(features, labels, "query")
+        if called_by_sklearn():
+            return -found.double().cpu().mean()
+        if y is not None:
+            raise InvalidInputError(
+                "score takes no y: a query with predictions is {'embedding': ..., 'prediction': ...}"
+            )
+        return found
 
     def select(
         self,

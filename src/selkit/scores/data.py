@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from selkit.embeddings.extract import extract
 from selkit.embeddings.sources import Want
@@ -15,6 +15,16 @@ from selkit.utils.arrays import as_labels, as_tensor
 
 FEATURES = ("embedding", "embeddings", "logit", "logits")
 LABELS = ("label", "labels", "prediction")
+
+
+class AsGiven(nn.Module):
+    """A model for loaders whose batches are features already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The batch itself."""
+        return x
+
+    embed = logits = forward
 
 
 @dataclass(frozen=True)

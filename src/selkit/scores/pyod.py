@@ -14,7 +14,6 @@ from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.pca import TensorPCA, check_pca, fitted_projection, rebuilt_projection
 
-
 Array: TypeAlias = np.ndarray[Any, Any]
 
 BACKGROUND = 128  # references beside a query, where a detector looks at the whole batch

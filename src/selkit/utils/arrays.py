@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.checks import given
 
 ArrayLike: TypeAlias = Tensor | npt.NDArray[Any]
 
@@ -44,7 +45,17 @@ def as_tensor(values: object, name: str) -> Tensor:
         raise InvalidTypeError(
             f"{name} must be a dense torch tensor or NumPy array of numbers; got {type(values).__name__}"
         )
-    array = np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.getmaskarray(values).any():
+            raise InvalidInputError(
+                f"{name} is a masked array with {int(np.ma.count_masked(values))} masked entries, whose values "
+                "mean nothing; drop them first, or fill them in with .filled(...)"
+            )
+        values = values.data
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InvalidTypeError(f"{name} must be an array of numbers; got {given(values)}: {error}") from error
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise InvalidTypeError(f"{name} must hold real numbers of at most 64 bits; got dtype {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -69,8 +80,9 @@ def as_floating(values: Tensor, name: str) -> Tensor:
         return values.float()
     if values.is_complex():
         raise InvalidTypeError(f"{name} must be real; got {values.dtype}")
-    wide = values.dtype in (torch.int32, torch.int64)
-    if wide and values.numel() and int(values.abs().max()) > EXACT_INTEGER:
+    wide = values.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64)
+    # in float64, where the smallest int64 has an absolute value and unsigned integers have a maximum
+    if wide and values.numel() and float(values.double().abs().max()) > EXACT_INTEGER:
         raise InvalidTypeError(
             f"{name} holds integers above 2**24, which float32 rounds; convert it to float64 yourself"
         )
@@ -188,7 +200,7 @@ def check_count(value: object, name: str, minimum: int = 1) -> int:
         For another type or a smaller number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise InvalidInputError(f"{name} must be a whole number of at least {minimum}; got {value!r}")
+        raise InvalidInputError(f"{name} must be a whole number of at least {minimum}; got {given(value)}")
     return int(value)
 
 
@@ -203,5 +215,5 @@ def check_fraction(value: object, name: str, *, zero: bool = True, one: bool = T
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not (0 <= value <= 1) or (value == 0 and not zero) or (value == 1 and not one):  # type: ignore[operator]
         ends = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
-        raise InvalidInputError(f"{name} must be a fraction in {ends}; got {value!r}")
+        raise InvalidInputError(f"{name} must be a fraction in {ends}; got {given(value)}")
     return float(value)  # type: ignore[arg-type]
