@@ -165,8 +165,8 @@ def risk_threshold(
     needed = _needed(target, delta, method)
     raise NoGuaranteeError(
         f"no threshold can promise a risk of at most {risk} with confidence {confidence} on these "
-        f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss at least {needed} "
-        "samples are needed). Give more samples, allow more risk, or say otherwise='accept_nothing'"
+        f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss at least "
+        f"{needed} samples are needed). Give more samples, allow more risk, or say otherwise='accept_nothing'"
     )
 
 
@@ -176,17 +176,20 @@ def _needed(target: float, delta: float, method: Method) -> int:
 
     def samples(share: int) -> int:
         """How many make a p-value as small as a share of delta."""
-        return max(1, math.ceil((math.log(delta) - math.log(share)) / one - 1e-12))
+        wanted = (math.log(delta) - math.log(share)) / one - 1e-12
+        return max(1, math.ceil(min(wanted, 1e18)))  # a risk next to 0 needs no number that can be written
 
     if method == "sgr":  # the first step looks at half of the samples, and all below has larger p-values
-        for steps in range(1, 10_000):
-            count = max(2 * samples(steps) - 1, 2 ** (steps - 1))
-            if count <= 2**steps - 1:
-                return count
+        steps = 1
+        while 2 * samples(steps) - 1 > 2**steps - 1:
+            steps += 1
+        return max(2 * samples(steps) - 1, 2 ** (steps - 1))
     count = samples(1)
-    while (count * one) > math.log(delta) - math.log(len(_grid(count)[1])) + 1e-12:
-        count = samples(len(STARTS)) if count > 4 * GRID else count + 1
-    return count
+    while count <= 4 * GRID:  # few samples have fewer starts, as some coincide
+        if count * one <= math.log(delta) - math.log(len(_grid(count)[1])) + 1e-12:
+            return count
+        count += 1
+    return samples(len(STARTS))
 
 
 def _sorted(scores: ArrayLike, losses: ArrayLike) -> tuple[npt.NDArray[np.intp], Vector, Vector]:

@@ -32,8 +32,8 @@ def bootstrap_risk_coverage(
 ) -> dict[str, Tensor]:
     """Bootstrap intervals of all numbers of a risk-coverage curve.
 
-    Bias-corrected and accelerated (BCa; Efron 1987, "Better bootstrap confidence intervals"), at levels that are
-    expanded for small samples as a t interval is (Hesterberg 2015, "What teachers should know about the
+    Bias-corrected and accelerated (BCa; Efron 1987, "Better bootstrap confidence intervals"), at levels that
+    are expanded for small samples as a t interval is (Hesterberg 2015, "What teachers should know about the
     bootstrap"). Plain percentile intervals of an area are too short, and end too low, where failures are few:
     of 50 samples they cover about 0.89 at a confidence of 0.95. Where no sample fails, no resampling can see
     how large the risk may be, and the interval is a point.

@@ -184,9 +184,9 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
     ) -> Tensor:
         """How unlike the references each query is.
 
-        Called by a scikit-learn search or ``cross_val_score`` that was given no ``scoring=``, it is one number
-        instead, as with scikit-learn's density estimators: the mean of ``score_samples``. That compares like
-        with like only where scores have one scale; to choose ``k`` give ``scoring=``.
+        Called by a scikit-learn search or ``cross_val_score`` without ``scoring=``, it is one number instead,
+        as with scikit-learn's density estimators: the mean of ``score_samples``. That compares like with like
+        only where scores have one scale; to choose ``k`` give ``scoring=``.
 
         Parameters
         ----------

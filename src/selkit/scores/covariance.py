@@ -78,8 +78,8 @@ def second_moment(X: Tensor | Rows, means: Tensor, member: Tensor) -> tuple[Tens
 class Whitening:
     """A linear map after which the covariance is about the identity, all in float64.
 
-    Where there are fewer samples than dimensions, nothing of the size ``(D, D)`` is made: outside the space of
-    the ``r`` directions in which the samples vary, the map is a multiple of the identity.
+    Where there are fewer samples than dimensions, nothing of the size ``(D, D)`` is made: outside the space
+    of the ``r`` directions in which the samples vary, the map is a multiple of the identity.
 
     Attributes
     ----------
@@ -128,8 +128,8 @@ def whitening_of(X: Tensor | Rows, means: Tensor, member: Tensor, shrinkage: Shr
 def directions_of_few(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values ``(N,)`` and right singular vectors ``(N, D)`` of fewer rows than columns.
 
-    By an orthogonal factor of the transposed rows first: only a small square is left to decompose, and nothing
-    is squared.
+    By an orthogonal factor of the transposed rows first: only a small square is left to decompose, and
+    nothing is squared.
     """
     factor, triangle = torch.linalg.qr(rows.T)
     left, sizes, _ = torch.linalg.svd(triangle)

@@ -90,9 +90,9 @@ class OutlierEstimator:
         """
         return np.where(self.select(X)["selected"].cpu().numpy(), 1, -1)
 
-    def fit_predict(
+    def fit_predict(  # type: ignore[misc]
         self: UncertaintyScore, X: Any, y: Any = None, *, q: float = 0.99
-    ) -> npt.NDArray[np.int64]:  # type: ignore[misc]
+    ) -> npt.NDArray[np.int64]:
         """Fit, put the threshold at a quantile of out-of-sample scores of the references, and judge these.
 
         Parameters
@@ -105,9 +105,9 @@ class OutlierEstimator:
         Returns
         -------
         ndarray
-            1 for references that are selected and -1 for those that are not, ``(N,)``: each by a score that has
-            not seen it, for neighbour scores the distance to the others, for other scores that of a fit without
-            its fifth of the data.
+            1 for references that are selected and -1 for those that are not, ``(N,)``: each by a score that
+            has not seen it, for neighbour scores the distance to the others, for other scores that of a fit
+            without its fifth of the data.
         """
         from selkit.calibration.crossval import cross_val_scores
 

@@ -397,5 +397,7 @@ class MahalanobisScore(KNNScore):
 
     def _to_space(self, X: Tensor) -> Tensor:
         white = self.whitener()
+        if self.mean is None:
+            raise NotFittedError("MahalanobisScore is not fitted yet: call fit(...) first")
         # centred in float64: far from the origin float32 would lose all digits of a difference
         return white(X.to(white.matrix) - self.mean)

@@ -328,7 +328,8 @@ class TensorPCA(Stateful):
 
     def errors(self, X: Tensor) -> Tensor:
         """The errors that :meth:`reconstruct` rounds: in float64, where this module's numbers are."""
-        return torch.linalg.vector_norm(self._parts(X)[1], dim=1)
+        found: Tensor = torch.linalg.vector_norm(self._parts(X)[1], dim=1)
+        return found
 
     def _parts(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """What the components keep of centred samples, and what is left."""

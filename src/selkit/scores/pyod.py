@@ -29,11 +29,11 @@ class PyODScore(UncertaintyScore):
     :meth:`unpickle` after ``load_state_dict``.
 
     Some detectors (ECOD, COPOD, COF, CD, DIF, ...) score a query by what else is in the same call, and some
-    (VAE, ALAD) draw random numbers for it. A threshold would then promise nothing for single inputs, so ``fit``
-    looks whether the score of a reference changes with its batch or from call to call. If it does, every
-    query is scored in a call of its own: among 128 references that stay the same (ECOD and COPOD bring all
-    references along themselves), and with the same seed. That is slower, by one call for each query, and gives
-    a query one score, whatever batch it is in.
+    (VAE, ALAD) draw random numbers for it. A threshold would then promise nothing for single inputs, so
+    ``fit`` looks whether the score of a reference changes with its batch or from call to call. If it does,
+    every query is scored in a call of its own: among 128 references that stay the same (ECOD and COPOD bring
+    all references along themselves), and with the same seed. That is slower, by one call for each query, and
+    gives a query one score, whatever batch it is in.
 
     Parameters
     ----------

@@ -121,7 +121,7 @@ class Stateful(nn.Module):
             narrower = moved.is_floating_point() and moved.element_size() < tensor.element_size()
             return tensor.to(moved.device) if narrower else moved
 
-        made: Self = super()._apply(keep, recurse)
+        made: Self = super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
         return made
 
     def _rebuild(self, keys: list[str]) -> None:

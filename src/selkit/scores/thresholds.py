@@ -286,7 +286,7 @@ class Thresholds(Stateful, ABC):
         if self._settling is None or self._settling[0] != key:
             known = [t.detach().to(exact_device(t)).double().flatten() for t in held if t is not None]
             known = [t[torch.isfinite(t)] for t in known]
-            points = torch.cat([t.to(known[0].device) for t in known]).unique() if known else None
+            points = torch.cat([t.to(known[0].device) for t in known]).unique() if known else None  # type: ignore[no-untyped-call]
             points = None if points is None or not len(points) else points
             # what is told apart by its address is kept alive with it
             self._settling = (key, held, points)

@@ -105,7 +105,7 @@ class ViMScore(UncertaintyScore):
 
 
 def _directions(X: Tensor, origin: Tensor) -> Tensor:
-    """Eigenvectors of the mean of ``(x - o)(x - o)'``, in float64, those of the smallest eigenvalues first."""
+    """Eigenvectors of the mean of ``(x - o)(x - o)'``, those of the smallest eigenvalues first, float64."""
     moment = torch.zeros((X.shape[1], X.shape[1]), dtype=torch.float64, device=origin.device)
     for part in torch.split(X, 16384):
         rows = part.to(origin) - origin
@@ -114,12 +114,14 @@ def _directions(X: Tensor, origin: Tensor) -> Tensor:
         raise InvalidInputError("X holds numbers so large that their squares overflow; rescale them")
     values, vectors = torch.linalg.eigh(moment / len(X))
     if float(values[-1]) < 1e6 * float(values.median()):
-        return vectors
+        found: Tensor = vectors
+        return found
     # far from that origin squares lose the digits that tell the small directions apart: none are made
     triangle = moment.new_zeros((0, X.shape[1]))
     for part in torch.split(X, 16384):
         triangle = torch.linalg.qr(torch.cat([triangle, part.to(origin) - origin]), mode="r").R
-    return torch.linalg.svd(triangle).Vh.flip(0).T
+    found = torch.linalg.svd(triangle).Vh.flip(0).T
+    return found
 
 
 def _head(head: nn.Linear | Sequence[ArrayLike] | None, X: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,10 +46,11 @@ def as_tensor(values: object, name: str) -> Tensor:
             f"{name} must be a dense torch tensor or NumPy array of numbers; got {type(values).__name__}"
         )
     if isinstance(values, np.ma.MaskedArray):
-        if np.ma.getmaskarray(values).any():
+        hidden = int(np.asarray(values.mask).sum()) if np.ndim(values.mask) else 0
+        if hidden or values.mask is np.True_:
             raise InvalidInputError(
-                f"{name} is a masked array with {int(np.ma.count_masked(values))} masked entries, whose values "
-                "mean nothing; drop them first, or fill them in with .filled(...)"
+                f"{name} is a masked array with {hidden} masked entries, whose values mean nothing; drop them "
+                "first, or fill them in with .filled(...)"
             )
         values = values.data
     try:
