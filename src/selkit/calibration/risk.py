@@ -183,7 +183,7 @@ def _needed(target: float, delta: float, method: Method) -> int:
         steps = 1
         while 2 * samples(steps) - 1 > 2**steps - 1:
             steps += 1
-        return max(2 * samples(steps) - 1, 2 ** (steps - 1))
+        return int(max(2 * samples(steps) - 1, 2 ** (steps - 1)))
     count = samples(1)
     while count <= 4 * GRID:  # few samples have fewer starts, as some coincide
         if count * one <= math.log(delta) - math.log(len(_grid(count)[1])) + 1e-12:

@@ -16,7 +16,7 @@ from selkit.utils.arrays import ArrayLike, check_count, check_fraction
 from selkit.utils.checks import given
 from selkit.utils.checks import seed as valid_seed
 
-FOLDS = 100  # parts that the jackknife leaves out one by one, at most
+FOLDS = 50  # parts that the jackknife leaves out one by one, at most
 MOST = 10_000_000  # replicates: more would not end
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from selkit.embeddings.sources import Want
-from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
+from selkit.errors import InvalidInputError, NotFittedError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.data import FitData
 from selkit.scores.tasks import TASKS, Canonical, Task, canonical, fit_temperature
 from selkit.utils.arrays import as_floating, as_tensor, check_finite
-from selkit.utils.checks import boolean, choice, given, number
+from selkit.utils.checks import boolean, choice, given
 from selkit.utils.precision import exact_device
 
 
@@ -134,9 +134,16 @@ class LogitScore(UncertaintyScore):
 
 def _positive(temperature: object) -> float:
     """A temperature that logits can be divided by: neither they nor the energy may overflow."""
-    if not isinstance(temperature, (int, float, np.integer, np.floating)) or isinstance(temperature, bool):
-        raise InvalidTypeError(f"temperature must be positive, or 'fit'; got {given(temperature)}")
-    return number(temperature, "temperature (where it is not 'fit')", 1e-30, 1e30)
+    kinds = (int, float, np.integer, np.floating)
+    if (
+        not isinstance(temperature, kinds)
+        or isinstance(temperature, bool)
+        or not 1e-30 <= temperature <= 1e30
+    ):
+        raise InvalidInputError(
+            f"temperature must be positive (from 1e-30 to 1e30), or 'fit'; got {given(temperature)}"
+        )
+    return float(temperature)
 
 
 class PointwiseLogitScore(LogitScore):

@@ -120,8 +120,8 @@ def _directions(X: Tensor, origin: Tensor) -> Tensor:
     triangle = moment.new_zeros((0, X.shape[1]))
     for part in torch.split(X, 16384):
         triangle = torch.linalg.qr(torch.cat([triangle, part.to(origin) - origin]), mode="r").R
-    found = torch.linalg.svd(triangle).Vh.flip(0).T
-    return found
+    smallest_first: Tensor = torch.linalg.svd(triangle).Vh.flip(0).T
+    return smallest_first
 
 
 def _head(head: nn.Linear | Sequence[ArrayLike] | None, X: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,8 @@ def as_tensor(values: object, name: str) -> Tensor:
         hidden = int(np.asarray(values.mask).sum()) if np.ndim(values.mask) else 0
         if hidden or values.mask is np.True_:
             raise InvalidInputError(
-                f"{name} is a masked array with {hidden} masked entries, whose values mean nothing; drop them "
-                "first, or fill them in with .filled(...)"
+                f"{name} is a masked array with {hidden} masked entries, whose values mean nothing; drop "
+                "them first, or fill them in with .filled(...)"
             )
         values = values.data
     try:
