@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from selkit.calibration import (
     binomial_pvalue,
     conformal_pvalues,
     conformal_threshold,
+    cross_val_scores,
     hoeffding_bentkus_pvalue,
     quantile_threshold,
     risk_threshold,
@@ -124,8 +126,9 @@ def test_a_risk_threshold_keeps_the_bound_on_what_it_was_tested_on() -> None:
 @pytest.mark.parametrize("method", ["ltt", "sgr"])
 def test_nothing_is_promised_without_evidence(method: Any) -> None:
     for scores, losses in ((np.arange(50.0), np.zeros(50)), (np.ones(400), np.ones(400)), ([0.0], [0.0])):
+        needed = {"ltt": 90, "sgr": 197}[method]
         with pytest.raises(
-            NoGuaranteeError, match=r"no threshold can promise .* 59 accepted samples are needed"
+            NoGuaranteeError, match=rf"no threshold can promise .* {needed} samples are needed"
         ):
             risk_threshold(np.array(scores), np.array(losses), 0.05, method=method)
         found = risk_threshold(
@@ -195,3 +198,91 @@ def test_nothing_is_promised_without_evidence(method: Any) -> None:
 def test_misuse_is_refused(use: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         use()
+
+
+@pytest.mark.parametrize(
+    ("risk", "confidence", "method"),
+    [
+        (0.1, 0.9, "ltt"),
+        (0.05, 0.95, "ltt"),
+        (0.1, 0.95, "ltt"),
+        (0.01, 0.99, "ltt"),
+        (0.5, 0.5, "ltt"),
+        (0.9, 0.9, "ltt"),
+        (0.02, 0.9, "ltt"),
+        (0.1, 0.9, "sgr"),
+        (0.05, 0.95, "sgr"),
+        (0.3, 0.8, "sgr"),
+        (0.9, 0.6, "sgr"),
+    ],
+)
+def test_the_stated_number_of_samples_is_the_smallest_that_works(
+    risk: float, confidence: float, method: Any
+) -> None:
+    """By trying every number below: the error is shared among the starts, or the steps of the search."""
+
+    def works(count: int, loss: float = 0.0) -> bool:
+        try:
+            risk_threshold(
+                np.arange(float(count)), np.full(count, loss), risk, confidence=confidence, method=method
+            )
+        except NoGuaranteeError:
+            return False
+        return True
+
+    with pytest.raises(NoGuaranteeError, match=r"at least \d+ samples") as caught:
+        risk_threshold(np.zeros(1), np.ones(1), risk, confidence=confidence, method=method)
+    stated = int(re.findall(r"at least (\d+) samples", str(caught.value))[0])
+    assert works(stated)
+    first = max(1, stated - 60)
+    assert not any(works(count) for count in range(first, stated))
+    if method == "ltt" and risk < 0.3:  # losses between 0 and 1 have another bound, the same without any
+        assert works(stated, 1e-12)
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1 / 3, 0.123456789])
+def test_the_stated_number_of_calibration_scores_is_the_smallest(coverage: float) -> None:
+    def works(count: int) -> bool:
+        try:
+            conformal_threshold(np.arange(float(count)), coverage)
+        except NoGuaranteeError:
+            return False
+        return True
+
+    count = next(n for n in range(1, 2000) if works(n))
+    if count > 1:
+        with pytest.raises(NoGuaranteeError, match=f"needs at least {count} calibration scores"):
+            conformal_threshold(np.arange(count - 1.0), coverage)
+
+
+WRONG = ["a", None, np.nan, np.inf, -np.inf, 10**400, 1e308, -1, b"x", [0.5], {}, True, 1 + 2j, object()]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda v: type(v).__name__ + str(v)[:8])
+def test_numbers_of_any_kind_are_refused_in_words(value: Any) -> None:
+    scores, losses = np.arange(50.0), np.zeros(50)
+    calls = [
+        lambda: quantile_threshold(scores, value),
+        lambda: quantile_threshold(scores, 0.5, method=value),
+        lambda: conformal_threshold(scores, value),
+        lambda: conformal_threshold(scores, 0.9, otherwise=value),
+        lambda: risk_threshold(scores, losses, value),
+        lambda: risk_threshold(scores, losses, 0.1, confidence=value),
+        lambda: risk_threshold(scores, losses, 0.1, method=value),
+        lambda: risk_threshold(scores, losses, 0.1, otherwise=value),
+        lambda: benjamini_hochberg(scores / 50, value),
+        lambda: binomial_pvalue(0.1, 10, value),
+        lambda: hoeffding_bentkus_pvalue(0.1, 10, value),
+        lambda: cross_val_scores(value, scores[:, None]),
+        lambda: conformal_threshold(value, 0.9),
+        lambda: risk_threshold(scores, value, 0.1),
+    ]
+    for call in calls:
+        with pytest.raises((InvalidInputError, InvalidTypeError, NoGuaranteeError)):  # [0.5] is one score
+            call()
+
+
+def test_a_quantile_between_infinities_is_no_nan() -> None:
+    assert quantile_threshold(np.array([0.0, np.inf, np.inf, np.inf]), 0.9) == np.inf
+    assert quantile_threshold(np.array([-1.7e308, 1.7e308]), 0.5) in (0.0, 1.7e308)  # not -inf
+    assert quantile_threshold(np.array([-np.inf, -np.inf, 0.0]), 0.2) == -np.inf

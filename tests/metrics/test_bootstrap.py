@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics import bootstrap_risk_coverage, risk_coverage
-from selkit.metrics.bootstrap import _weighted_curve
+from selkit.metrics.bootstrap import _interval, _weighted_curve
 from selkit.metrics.summary import summarize
 
 POINTS = ([0.5, 0.9], [0.1, 0.3])
@@ -81,3 +82,68 @@ def test_bad_arguments_are_refused(bad):
 def test_no_samples_are_refused():
     with pytest.raises(InvalidInputError, match="at least one sample"):
         bootstrap_risk_coverage(torch.zeros(0), torch.zeros(0))
+
+
+def areas(losses):
+    """AURC of losses in order of the score, on the last axis."""
+    return (losses.cumsum(-1) / np.arange(1, losses.shape[-1] + 1)).mean(-1)
+
+
+def test_intervals_of_few_samples_cover_as_often_as_they_say():
+    """50 samples, few failures: P(error | s) = 0.4 s^3, so AURC is 0.4 / 16; percentiles are too short."""
+    repeats, inside, plain = 600, 0, 0
+    draw = np.random.default_rng(5)
+    for _ in range(repeats):
+        score = np.sort(draw.random(50))
+        loss = (draw.random(50) < 0.4 * score**3).astype(float)
+        again = areas(loss[np.sort(draw.integers(0, 50, (399, 50)), 1)])
+        left = [torch.tensor(areas(np.delete(loss, i))) for i in range(50)]
+        low, high = _interval(torch.tensor(again), torch.tensor(areas(loss)), left, (0.95, 50)).tolist()
+        inside += low <= 0.025 <= high
+        low, high = np.quantile(again, [0.025, 0.975])
+        plain += low <= 0.025 <= high
+    error = (0.95 * 0.05 * repeats) ** 0.5
+    assert inside >= 0.95 * repeats - 3 * error
+    assert plain < 0.95 * repeats - 3 * error  # the naive interval does not pass
+
+
+def test_acceleration_and_bias_are_those_of_scipy():
+    """Without the small-sample levels the interval is scipy's BCa of the same replicates' distribution."""
+    draw = np.random.default_rng(3)
+    values, left = torch.tensor(draw.gamma(2.0, size=4000)), torch.tensor(draw.gamma(2.0, size=40))
+    whole, confidence = torch.tensor(1.9, dtype=torch.float64), 0.9
+    z0 = stats.norm.ppf(float((values < whole).double().mean()))
+    away = (left.mean() - left).numpy()
+    a = (away**3).sum() / (6 * (away**2).sum() ** 1.5)
+    reach = np.sqrt(40 / 39) * stats.t.ppf(0.95, 39)
+    levels = [stats.norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))) for z in (-reach, reach)]
+    found = _interval(values, whole, list(left), (confidence, 40))
+    np.testing.assert_allclose(found, np.quantile(values.numpy(), levels), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"n_boot": "many"},
+        {"n_boot": 2.5},
+        {"n_boot": 10**30},
+        {"n_boot": None},
+        {"confidence": "high"},
+        {"confidence": np.nan},
+        {"confidence": None},
+        {"seed": "x"},
+        {"seed": -1},
+        {"seed": 10**30},
+        {"coverage": "0.5"},
+        {"coverage": 0.5},
+        {"coverage": [None]},
+        {"coverage": ["a"]},
+        {"at_risk": [np.inf]},
+        {"at_risk": [10**400]},
+        {"at_risk": [True]},
+    ],
+    ids=str,
+)
+def test_arguments_of_any_kind_are_refused_in_words(bad):
+    with pytest.raises((InvalidInputError, InvalidTypeError), match=next(iter(bad))):
+        bootstrap_risk_coverage(torch.rand(3), torch.rand(3), **bad)

@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused():
         metric.update(torch.rand(2), yes.long())
     with pytest.raises(InvalidTypeError, match="p_value must be a tensor; got list"):
         metric.update([0.5, 0.5], yes)
-    with pytest.raises(InvalidInputError, match=r"fdr must lie in \(0, 1\); got 1"):
+    with pytest.raises(InvalidInputError, match=r"fdr must be a number in \(0, 1\); got 1"):
         DiscoveryMetric(fdr=1)
     assert float(metric.total) == 0
 

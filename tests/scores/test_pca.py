@@ -92,7 +92,11 @@ def test_random_features_are_reproducible_and_have_an_error_but_no_inverse() -> 
         (lambda: TensorPCA(2).fit(X[:1]), InvalidInputError, "at least 2 samples"),
         (lambda: TensorPCA(2).fit(np.ones((5, 3))), InvalidInputError, "do not vary"),
         (lambda: TensorPCA(2, mode="rff").fit(X), InvalidInputError, "need both gamma= and M="),
-        (lambda: TensorPCA(2, gamma=-1.0, M=4).fit(X), InvalidInputError, "gamma must be positive"),
+        (
+            lambda: TensorPCA(2, gamma=-1.0, M=4).fit(X),
+            InvalidInputError,
+            "gamma must be a finite number above 0",
+        ),
         (lambda: TensorPCA(2, mode="rbf").fit(X), InvalidInputError, "mode must be"),  # type: ignore[arg-type]
         (lambda: TensorPCA(2).transform(X), NotFittedError, "not fitted yet"),
         (lambda: TensorPCA(2).finalize(), NotFittedError, "has seen no samples"),

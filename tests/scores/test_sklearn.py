@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import torch
 from sklearn import exceptions
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from sklearn.model_selection import GridSearchCV, KFold, PredefinedSplit
+from sklearn.model_selection import GridSearchCV, KFold, PredefinedSplit, cross_val_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from selkit.calibration import cross_val_scores
 from selkit.errors import InvalidInputError, NotFittedError
-from selkit.scores import CosineScore, EuclideanScore, GaussianScore, TensorPCA
+from selkit.scores import CosineScore, EuclideanScore, GaussianScore, PCAScore, TensorPCA
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(200, 4)) * [1, 10, 100, 1000]
@@ -90,3 +92,36 @@ def test_torch_and_sklearn_say_the_same() -> None:
     score = EuclideanScore(k=2).fit(X=X).set_threshold(0.8)
     chosen = score.select(torch.tensor(QUERY))
     assert (score.predict(QUERY) == 2 * chosen["selected"].int().numpy() - 1).all()
+
+
+@pytest.mark.parametrize("y", [None, np.zeros(200)])
+def test_a_search_without_scoring_compares_held_out_densities(y: Any) -> None:
+    """scikit-learn asks score() for one number, as of a density estimator."""
+    search = GridSearchCV(EuclideanScore(), {"k": [1, 3, 5]}, cv=4).fit(X, y)
+    expected = []
+    for k in (1, 3, 5):
+        folds = []
+        for train, test in KFold(4).split(X):
+            found = NearestNeighbors(n_neighbors=k).fit(X[train]).kneighbors(X[test])[0]
+            folds.append(-found[:, -1].mean())
+        expected.append(np.mean(folds))
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"], expected, rtol=1e-9)
+    pipe = make_pipeline(StandardScaler(), EuclideanScore())
+    assert len(cross_val_score(pipe, X, cv=3)) == 3
+    assert GridSearchCV(pipe, {"euclideanscore__k": [1, 2]}, cv=3).fit(X).best_params_
+    assert EuclideanScore().fit(X).score(QUERY).shape == (30,)
+    with pytest.raises(InvalidInputError, match="score takes no y"):
+        EuclideanScore().fit(X).score(QUERY, np.zeros(30))
+
+
+@pytest.mark.parametrize("score", [EuclideanScore(k=2), GaussianScore(one_class=True), PCAScore(2)], ids=repr)
+def test_fit_predict_judges_each_reference_without_itself(score: Any) -> None:
+    found = score.fit_predict(X, q=0.9)
+    assert set(found) == {1, -1}
+    assert abs((found == 1).mean() - 0.9) <= 0.01
+    far = X.copy()
+    far[7] += 1e5
+    assert score.fit_predict(far)[7] == -1
+    pipe = make_pipeline(StandardScaler(), score)
+    assert (pipe.fit_predict(X, **{f"{pipe.steps[-1][0]}__q": 0.9}) == 1).sum() == 180
+    assert pipe.predict(QUERY).shape == (30,)

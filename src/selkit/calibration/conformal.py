@@ -11,6 +11,7 @@ import numpy.typing as npt
 from selkit.errors import InvalidInputError, NoGuaranteeError
 from selkit.utils.arrays import ArrayLike, as_vector, check_fraction
 from selkit.utils.boundary import public
+from selkit.utils.checks import choice
 
 Vector = npt.NDArray[np.float64]
 
@@ -55,18 +56,23 @@ def conformal_threshold(
     """
     values = np.sort(as_vector(scores, "scores", finite=False))
     level = check_fraction(coverage, "coverage", zero=False, one=False)
-    if otherwise not in ("raise", "accept_all"):
-        raise InvalidInputError(f"otherwise must be 'raise' or 'accept_all'; got {otherwise!r}")
-    rank = math.ceil((len(values) + 1) * level - 1e-9)  # 1e-9: 0.9 * 10 is meant to be 9
+    choice(otherwise, "otherwise", ("raise", "accept_all"))
+    rank = _rank(len(values), level)
     if rank <= len(values):
         return float(values[rank - 1])
     if otherwise == "accept_all":
         return math.inf
     needed = math.ceil(round(level / (1 - level), 6))
+    needed += int(_rank(needed, level) > needed)  # both are rounded
     raise NoGuaranteeError(
         f"coverage={coverage} needs at least {needed} calibration scores; got {len(values)}. "
         f"Give more, ask for less coverage, or say otherwise='accept_all'"
     )
+
+
+def _rank(count: int, level: float) -> int:
+    """Which of so many scores is the threshold, from 1; more than there are where they are too few."""
+    return math.ceil((count + 1) * level - 1e-9)  # 1e-9: 0.9 * 10 is meant to be 9
 
 
 @public

@@ -9,6 +9,7 @@ import numpy as np
 from selkit.errors import InvalidInputError
 from selkit.utils.arrays import ArrayLike, as_vector, check_fraction
 from selkit.utils.boundary import public
+from selkit.utils.checks import given
 
 
 @public
@@ -45,6 +46,11 @@ def quantile_threshold(scores: ArrayLike, q: float, *, method: str = "linear") -
     q = check_fraction(q, "q")
     chosen: Any = method
     try:
-        return float(np.quantile(values, q, method=chosen))
-    except ValueError as error:
-        raise InvalidInputError(f"method={method!r} is not one of numpy.quantile's: {error}") from error
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = float(np.quantile(values, q, method=chosen))
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"method={given(method)} is not one of numpy.quantile's: {error}") from error
+    # between two infinities, or two numbers whose difference overflows
+    if not np.isfinite(found) and not (np.isinf(values) & (values == found)).any():
+        found = float(np.quantile(values, q, method="higher"))
+    return found

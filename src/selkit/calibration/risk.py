@@ -16,6 +16,7 @@ import numpy.typing as npt
 from selkit.errors import InvalidInputError, NoGuaranteeError
 from selkit.utils.arrays import ArrayLike, as_tensor, as_vector, check_fraction
 from selkit.utils.boundary import public
+from selkit.utils.checks import choice
 
 Vector = npt.NDArray[np.float64]
 Method: TypeAlias = Literal["ltt", "sgr"]
@@ -159,10 +160,8 @@ def risk_threshold(
     target = check_fraction(risk, "risk", zero=False, one=False)
     delta = 1 - check_fraction(confidence, "confidence", zero=False, one=False)
     binary = bool(np.isin(sorted_losses, (0.0, 1.0)).all())
-    if method not in ("ltt", "sgr"):
-        raise InvalidInputError(f"method must be 'ltt' or 'sgr'; got {method!r}")
-    if otherwise not in ("raise", "accept_nothing"):
-        raise InvalidInputError(f"otherwise must be 'raise' or 'accept_nothing'; got {otherwise!r}")
+    choice(method, "method", ("ltt", "sgr"))
+    choice(otherwise, "otherwise", ("raise", "accept_nothing"))
     if method == "sgr" and not binary:
         raise InvalidInputError("method='sgr' needs losses that are 0 or 1; use 'ltt' for others in [0, 1]")
     below, means = _below(sorted_scores, sorted_losses)
@@ -172,13 +171,34 @@ def risk_threshold(
         return math.inf if found == len(order) else float(np.nextafter(sorted_scores[found], -math.inf))
     if otherwise == "accept_nothing":
         return -math.inf
-    needed = math.log(delta) / math.log1p(-target)
-    needed = math.ceil(needed) if math.isfinite(needed) else needed
+    needed = _needed(target, delta, method)
     raise NoGuaranteeError(
         f"no threshold can promise a risk of at most {risk} with confidence {confidence} on these "
-        f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss {needed} "
-        "accepted samples are needed). Give more samples, allow more risk, or say otherwise='accept_nothing'"
+        f"{len(order)} samples (mean loss {sorted_losses.mean():.3g}; even without any loss at least "
+        f"{needed} samples are needed). Give more samples, allow more risk, or say otherwise='accept_nothing'"
     )
+
+
+def _needed(target: float, delta: float, method: Method) -> int:
+    """The smallest number of samples without any loss for which a threshold is found."""
+    one = math.log1p(-target)  # the p-value of n samples without loss is (1 - risk)^n, by every bound
+
+    def samples(share: int) -> int:
+        """How many make a p-value as small as a share of delta."""
+        wanted = (math.log(delta) - math.log(share)) / one - 1e-12
+        return max(1, math.ceil(min(wanted, 1e18)))  # a risk next to 0 needs no number that can be written
+
+    if method == "sgr":  # the first step looks at half of the samples, and all below has larger p-values
+        steps = 1
+        while 2 * samples(steps) - 1 > 2**steps - 1:
+            steps += 1
+        return int(max(2 * samples(steps) - 1, 2 ** (steps - 1)))
+    count = samples(1)
+    while count <= 4 * GRID:  # few samples have fewer starts, as some coincide
+        if count * one <= math.log(delta) - math.log(len(_grid(count)[1])) + 1e-12:
+            return count
+        count += 1
+    return samples(len(STARTS))
 
 
 def _sorted(scores: ArrayLike, losses: ArrayLike) -> tuple[npt.NDArray[np.intp], Vector, Vector]:
@@ -218,8 +238,7 @@ def _binary_search(pvalue: Vector, delta: float) -> int | None:
 
 def _fixed_sequences(pvalue: Vector, delta: float) -> int | None:
     """The highest rank reached by walking up from any start while tests pass; starts share delta."""
-    grid = np.unique(np.rint(np.linspace(0, len(pvalue) - 1, GRID + 1)[1:]).astype(int))
-    starts = np.unique(np.searchsorted(grid, np.array(STARTS) * (len(pvalue) - 1)))
+    grid, starts = _grid(len(pvalue) - 1)
     passed = pvalue[grid] <= delta / len(starts)
     reached = None
     for start in starts:
@@ -227,3 +246,9 @@ def _fixed_sequences(pvalue: Vector, delta: float) -> int | None:
         end = start + (failed[0] if len(failed) else len(grid) - start) - 1
         reached = int(grid[end]) if end >= start and (reached is None or grid[end] > reached) else reached
     return reached
+
+
+def _grid(count: int) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.intp]]:
+    """Ranks that are tested among so many samples, and where among them sequences start."""
+    grid = np.unique(np.rint(np.linspace(0, count, GRID + 1)[1:]).astype(int))
+    return grid, np.unique(np.searchsorted(grid, np.array(STARTS) * count))

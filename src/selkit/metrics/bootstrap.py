@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,13 +12,13 @@ from selkit.errors import InvalidInputError
 from selkit.metrics.curve import RiskCoverage
 from selkit.metrics.functional import as_vector_tensor, check_pair, check_values
 from selkit.metrics.summary import check_points, summarize
-from selkit.utils.arrays import ArrayLike
+from selkit.utils.arrays import ArrayLike, check_count, check_fraction
 from selkit.utils.boundary import public
-from selkit.utils.checks import integer
-from selkit.utils.checks import seed as check_seed
+from selkit.utils.checks import given
+from selkit.utils.checks import seed as valid_seed
 
-MOST = 1_000_000
-"""Resamples: more change no interval."""
+FOLDS = 50  # parts that the jackknife leaves out one by one, at most
+MOST = 10_000_000  # replicates: more would not end
 
 
 @public
@@ -31,7 +32,13 @@ def bootstrap_risk_coverage(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Percentile intervals (Efron & Tibshirani 1993) of all numbers of a risk-coverage curve.
+    """Bootstrap intervals of all numbers of a risk-coverage curve.
+
+    Bias-corrected and accelerated (BCa; Efron 1987, "Better bootstrap confidence intervals"), at levels that
+    are expanded for small samples as a t interval is (Hesterberg 2015, "What teachers should know about the
+    bootstrap"). Plain percentile intervals of an area are too short, and end too low, where failures are few:
+    of 50 samples they cover about 0.89 at a confidence of 0.95. Where no sample fails, no resampling can see
+    how large the risk may be, and the interval is a point.
 
     Parameters
     ----------
@@ -65,10 +72,10 @@ def bootstrap_risk_coverage(
     >>> bool(bounds["aurc_lower"] < bounds["aurc_upper"])
     True
     """
-    if n_boot < 1 or not 0 < confidence < 1:
-        raise InvalidInputError(
-            f"n_boot must be at least 1 and confidence in (0, 1); got {n_boot} and {confidence}"
-        )
+    n_boot = check_count(n_boot, "n_boot")
+    if n_boot > MOST:
+        raise InvalidInputError(f"n_boot must be at most {MOST}; got {given(n_boot)}")
+    confidence = check_fraction(confidence, "confidence", zero=False, one=False)
     coverages, risks = check_points(coverage, at_risk)
     score_, loss_ = as_vector_tensor(score, "score").cpu(), as_vector_tensor(loss, "loss").cpu()
     check_pair(score_, loss_)
@@ -79,20 +86,70 @@ def bootstrap_risk_coverage(
     score_, order = score_.sort()
     loss_, order = loss_[order].double().sort(stable=True)
     score_, by_score = score_[order].sort(stable=True)
-    integer(n_boot, "n_boot", 1, MOST)
-    draw = torch.Generator().manual_seed(check_seed(seed))
+    draw = torch.Generator().manual_seed(valid_seed(seed))
+
+    def numbers(times: Tensor) -> dict[str, Tensor]:
+        return summarize(_weighted_curve(score_, loss_, by_score, times), coverages, risks)
+
     replicates: dict[str, list[Tensor]] = {}
     for _ in range(n_boot):
         drawn = torch.randint(len(loss_), (len(loss_),), generator=draw)
         times = torch.bincount(drawn, minlength=len(loss_))
-        curve = _weighted_curve(score_, loss_, by_score, times)
-        for name, value in summarize(curve, coverages, risks).items():
+        for name, value in numbers(times).items():
             replicates.setdefault(name, []).append(value)
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    whole = numbers(torch.ones(len(loss_), dtype=torch.long))
+    without: dict[str, list[Tensor]] = {name: [] for name in whole}
+    for times in _folds(len(loss_), draw):
+        for name, value in numbers(times).items():
+            without[name].append(value)
     bounds: dict[str, Tensor] = {}
     for name, values in replicates.items():
-        bounds[f"{name}_lower"], bounds[f"{name}_upper"] = torch.stack(values).quantile(tails)
+        ends = _interval(torch.stack(values), whole[name], without[name], (confidence, len(loss_)))
+        bounds[f"{name}_lower"], bounds[f"{name}_upper"] = ends
     return bounds
+
+
+def _folds(count: int, draw: torch.Generator) -> list[Tensor]:
+    """For the jackknife: all samples but one, or, of many samples, all but one of some parts."""
+    if count < 2:
+        return []
+    order = torch.randperm(count, generator=draw)
+    folds = []
+    for part in torch.tensor_split(order, min(count, FOLDS)):
+        times = torch.ones(count, dtype=torch.long)
+        times[part] = 0
+        folds.append(times)
+    return folds
+
+
+def _interval(values: Tensor, whole: Tensor, without: list[Tensor], of: tuple[float, int]) -> Tensor:
+    """Lower and upper end from replicates, the estimate and jackknife values."""
+    from scipy import special  # t and normal quantiles, without the half second of scipy.stats
+
+    confidence, count = of
+    values = values[torch.isfinite(values)]
+    if not len(values):
+        return torch.full((2,), torch.nan, dtype=torch.float64)
+    tail = (1 - confidence) / 2
+    reach = -float(special.ndtri(tail))
+    if count > 1:
+        reach = -math.sqrt(count / (count - 1)) * float(special.stdtrit(count - 1, tail))
+    # ties count half: many replicates may equal the estimate
+    below = float(((values < whole).double() + (values == whole).double() / 2).mean())
+    edge = 1 / (len(values) + 1)
+    bias = float(special.ndtri(min(max(below, edge), 1 - edge)))
+    left = torch.stack(without) if without else torch.zeros(0, dtype=torch.float64)
+    away = left.mean() - left[torch.isfinite(left)]
+    spread = float(away.square().sum()) ** 1.5 if bool(torch.isfinite(left).all()) else 0.0
+    bend = float(away.pow(3).sum()) / (6 * spread) if spread > 0 else 0.0
+    levels = []
+    for side in (-reach, reach):
+        moved = bias + side
+        scale = 1 - bend * moved
+        # beyond its range of validity the correction would turn round: then the end is the farthest replicate
+        level = float(special.ndtr(bias + moved / scale)) if scale > 0 else float(side > 0)
+        levels.append(min(max(level, 0.0), 1.0))
+    return values.quantile(torch.tensor(levels, dtype=torch.float64))
 
 
 def _weighted_curve(score: Tensor, loss: Tensor, by_score: Tensor, times: Tensor) -> RiskCoverage:

@@ -13,7 +13,7 @@ from torch import Tensor
 from selkit.errors import InvalidInputError
 from selkit.metrics import blocks
 from selkit.utils.boundary import public
-from selkit.utils.checks import integer
+from selkit.utils.checks import integer, number
 from selkit.utils.figures import axes, lone_axes
 
 if TYPE_CHECKING:
@@ -270,8 +270,7 @@ class RiskCoverage:
         InvalidInputError
             If ``risk`` is NaN or infinite.
         """
-        if isinstance(risk, bool) or not math.isfinite(risk):
-            raise InvalidInputError(f"risk must be a finite number; got {risk!r}")
+        risk = number(risk, "risk")
         slack = 4e-16 * (self.loss_sum.abs() + self.accepted)  # sums carry the rounding of their order
         good = self.loss_sum <= risk * self.accepted + slack
         return torch.where(good, self.coverage, 0.0).max()

@@ -11,7 +11,9 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics.gather import gather_tensors
+from selkit.utils.arrays import check_fraction
 from selkit.utils.boundary import public
+from selkit.utils.checks import number
 
 
 @public
@@ -42,6 +44,8 @@ def discoveries(p_value: Tensor, fdr: float = 0.05) -> Tensor:
     """
     from selkit.calibration import benjamini_hochberg
 
+    _check_tensor(p_value, "p_value")
+    check_fraction(fdr, "fdr", zero=False, one=False)
     tested = ~p_value.isnan()
     found = torch.zeros(p_value.shape, dtype=torch.bool, device=p_value.device)
     if bool(tested.any()):
@@ -92,8 +96,7 @@ class DiscoveryMetric(Metric):
         kwargs.setdefault("dist_sync_fn", gather_tensors)
         super().__init__(**kwargs)
         for name, level in (("fdr", fdr), ("alpha", alpha)):
-            if not 0 < level < 1:
-                raise InvalidInputError(f"{name} must lie in (0, 1); got {level}")
+            number(level, name, 0, 1, ends="()")
         self.fdr, self.alpha, self.prefix = float(fdr), float(alpha), prefix
         self.add_state("p_value", default=[], dist_reduce_fx="cat")
         for name in ("total", "accepted"):

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidTypeError
 from selkit.metrics.curve import RiskCoverage
+from selkit.utils.checks import given, number
 
 
 def check_points(
     coverage: Sequence[float], at_risk: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The coverages and risks to report at, checked."""
-    coverages, risks = tuple(map(float, coverage)), tuple(map(float, at_risk))
-    if not all(0 < value <= 1 for value in coverages):
-        raise InvalidInputError(f"coverage must hold numbers in (0, 1]; got {list(coverages)}")
-    if not all(math.isfinite(value) for value in risks):
-        raise InvalidInputError(f"at_risk must hold finite numbers; got {list(risks)}")
-    return coverages, risks
+    for name, values in (("coverage", coverage), ("at_risk", at_risk)):
+        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+            raise InvalidTypeError(f"{name} must be a sequence of numbers; got {given(values)}")
+    coverages = tuple(number(value, "each coverage", 0, 1, ends="(]") for value in coverage)
+    return coverages, tuple(number(value, "each number in at_risk") for value in at_risk)
 
 
 def names_of(coverage: Sequence[float], at_risk: Sequence[float]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from selkit.embeddings.extract import extract
 from selkit.embeddings.sources import Want
@@ -16,6 +16,16 @@ from selkit.utils.checks import integer
 
 FEATURES = ("embedding", "embeddings", "logit", "logits")
 LABELS = ("label", "labels", "prediction")
+
+
+class AsGiven(nn.Module):
+    """A model for loaders whose batches are features already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The batch itself."""
+        return x
+
+    embed = logits = forward
 
 
 @dataclass(frozen=True)

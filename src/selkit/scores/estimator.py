@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,9 +10,18 @@ import numpy.typing as npt
 from torch import Tensor
 
 from selkit.errors import NotFittedError
+from selkit.utils.arrays import check_fraction
 
 if TYPE_CHECKING:
     from selkit.scores.base import UncertaintyScore
+
+
+def called_by_sklearn() -> bool:
+    """Whether the function that asks was called by scikit-learn itself.
+
+    Its searches call ``score`` for one number, which everywhere else gives one for each query.
+    """
+    return str(sys._getframe(2).f_globals.get("__name__", "")).startswith("sklearn.")
 
 
 class OutlierEstimator:
@@ -79,6 +89,35 @@ class OutlierEstimator:
             Shape ``(N,)``.
         """
         return np.where(self.select(X)["selected"].cpu().numpy(), 1, -1)
+
+    def fit_predict(  # type: ignore[misc]
+        self: UncertaintyScore, X: Any, y: Any = None, *, q: float = 0.99
+    ) -> npt.NDArray[np.int64]:
+        """Fit, put the threshold at a quantile of out-of-sample scores of the references, and judge these.
+
+        Parameters
+        ----------
+        X, y
+            As in ``fit``.
+        q
+            Fraction of the references to select.
+
+        Returns
+        -------
+        ndarray
+            1 for references that are selected and -1 for those that are not, ``(N,)``: each by a score that
+            has not seen it, for neighbour scores the distance to the others, for other scores that of a fit
+            without its fifth of the data.
+        """
+        from selkit.calibration.crossval import cross_val_scores
+
+        q = check_fraction(q, "q")
+        own = self.fit(X, y)._self_scores()
+        known = cross_val_scores(self, X, y) if own is None else own.double().cpu().numpy()
+        self.set_threshold(q, scores=known)
+        if not isinstance(self.threshold, Tensor):
+            raise NotFittedError(f"{type(self).__name__} found no threshold")
+        return np.where(known <= float(self.threshold), 1, -1)
 
     def __sklearn_is_fitted__(self: UncertaintyScore) -> bool:  # type: ignore[misc]
         return self.is_fitted

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selkit.errors import InvalidInputError, InvalidTypeError
+from selkit.utils.checks import given
 
 ArrayLike: TypeAlias = Tensor | npt.NDArray[Any]
 
@@ -46,6 +47,14 @@ def as_tensor(values: object, name: str) -> Tensor:
         raise InvalidTypeError(
             f"{name} must be a dense torch tensor or NumPy array of numbers; got {type(values).__name__}"
         )
+    if isinstance(values, np.ma.MaskedArray):
+        hidden = int(np.asarray(values.mask).sum()) if np.ndim(values.mask) else 0
+        if hidden or values.mask is np.True_:
+            raise InvalidInputError(
+                f"{name} is a masked array with {hidden} masked entries, whose values mean nothing; drop "
+                "them first, or fill them in with .filled(...)"
+            )
+        values = values.data
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
@@ -76,8 +85,9 @@ def as_floating(values: Tensor, name: str) -> Tensor:
         return values.float()
     if values.is_complex():
         raise InvalidTypeError(f"{name} must be real; got {values.dtype}")
-    wide = values.dtype in (torch.int32, torch.int64)
-    if wide and values.numel() and int(values.abs().max()) > EXACT_INTEGER:
+    wide = values.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64)
+    # in float64, where the smallest int64 has an absolute value and unsigned integers have a maximum
+    if wide and values.numel() and float(values.double().abs().max()) > EXACT_INTEGER:
         raise InvalidTypeError(
             f"{name} holds integers above 2**24, which float32 rounds; convert it to float64 yourself"
         )
@@ -195,7 +205,7 @@ def check_count(value: object, name: str, minimum: int = 1) -> int:
         For another type or a smaller number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise InvalidInputError(f"{name} must be a whole number of at least {minimum}; got {value!r}")
+        raise InvalidInputError(f"{name} must be a whole number of at least {minimum}; got {given(value)}")
     return int(value)
 
 
@@ -210,5 +220,5 @@ def check_fraction(value: object, name: str, *, zero: bool = True, one: bool = T
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not (0 <= value <= 1) or (value == 0 and not zero) or (value == 1 and not one):  # type: ignore[operator]
         ends = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
-        raise InvalidInputError(f"{name} must be a fraction in {ends}; got {value!r}")
+        raise InvalidInputError(f"{name} must be a fraction in {ends}; got {given(value)}")
     return float(value)  # type: ignore[arg-type]
