@@ -112,7 +112,7 @@ class LogitScore(UncertaintyScore):
         if y is None:
             raise InvalidInputError("a fitted temperature needs labels: give y=")
         fitted = fit_temperature(self._canonical(X), y)
-        self.fitted_temperature = torch.tensor(fitted, dtype=X.dtype, device=X.device)
+        self.fitted_temperature = torch.tensor(fitted, dtype=torch.float64, device=exact_device(X))
 
     def _check_width(self, query: Tensor, name: str) -> None:
         classes = self._canonical(query).values.shape[1]
@@ -124,8 +124,7 @@ class LogitScore(UncertaintyScore):
     def _score(self, query: Tensor) -> Tensor:
         # float64: an entropy near 0 or an energy near 0 is a difference of nearly equal numbers
         logits = self._canonical(query.to(exact_device(query)).double())
-        score = self._compute(Canonical(logits.values / self.T, logits.categorical), self.T)
-        return score.to(query.device, query.dtype)
+        return self._compute(Canonical(logits.values / self.T, logits.categorical), self.T)
 
 
 class PointwiseLogitScore(LogitScore):

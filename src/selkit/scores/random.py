@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,8 @@ class RandomScore(UncertaintyScore):
     ) -> Self:
         """As for every score; without calibration scores the threshold is ``q``: that is their quantile."""
         if scores is None and self.calibration_scores is None:
-            self._set([check_fraction(q, "q")], None, up=True)
+            q = check_fraction(q, "q")
+            self._set([q], None, np.array([q]), up=True)
             return self
         return super().set_threshold(q, scores=scores, method=method)
 
@@ -62,6 +64,10 @@ class RandomScore(UncertaintyScore):
         self.generator_state = None
         if data.Y is None:
             data.Y = data.X
+
+    def _settled(self, score: Tensor) -> Tensor:
+        """As drawn: no number is the score of a sample."""
+        return score
 
     def _check_width(self, query: Tensor, name: str) -> None:
         """Any width will do."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -90,6 +90,22 @@ class Stateful(nn.Module):
 
     # torch's state
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as every module does, but keep the digits: ``half()`` around a score does not reach it."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            try:
+                moved = fn(tensor)
+            except TypeError:
+                if tensor.dtype is not torch.float64:
+                    raise
+                return tensor  # Apple's accelerator has no float64: it stays where it is
+            narrower = moved.is_floating_point() and moved.element_size() < tensor.element_size()
+            return tensor.to(moved.device) if narrower else moved
+
+        made: Self = super()._apply(keep, recurse)
+        return made
+
     def _rebuild(self, keys: list[str]) -> None:
         """Make the submodules that fitting would have made, for a state with these keys."""
 
@@ -104,7 +120,9 @@ class Stateful(nn.Module):
         for name in self._all_buffer_names():
             value = state_dict.get(prefix + name)
             # a buffer takes the shape of what is loaded, and becomes None where nothing is
-            setattr(self, name, None if value is None else value.detach().clone().to(device))
+            # and one layout: another one would be another kernel, with other last digits
+            kept = None if value is None else value.detach().clone(memory_format=torch.contiguous_format)
+            setattr(self, name, None if kept is None else kept.to(device))
         self._rebuild(own)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
