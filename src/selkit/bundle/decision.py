@@ -21,7 +21,6 @@ from selkit.bundle.registry import emit_score
 from selkit.errors import InvalidInputError, NotAvailableError, NotFittedError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.classwise import ClassWiseScore
-from selkit.scores.logits import LogitScore
 
 DIGITS = 2.0**-22  # two units in the last place of float32: what any two computations may differ by
 AGREED = 1e-5  # relative: within this, scores here and in Python agree
@@ -154,30 +153,10 @@ def _slack(g: Emitter, limit: Limit) -> str:
     return g.op("Where", g.op("Equal", limit.name, limit.calibrated), limit.slack, usual)
 
 
-def score_dtype(score: UncertaintyScore, features: str, g: Emitter, *, labelled: bool) -> np.dtype[Any]:
+def score_dtype(score: UncertaintyScore, features: str, g: Emitter) -> np.dtype[Any]:
     """NumPy's type of what ``score.score`` returns for these features."""
     own = helper.tensor_dtype_to_np_dtype(g.kind(features))
-    if isinstance(score, ClassWiseScore):
-        first = next(iter(score.each.children()), None)
-        if labelled or not isinstance(first, UncertaintyScore):
-            return own
-        return score_dtype(first, features, g, labelled=False)
-    if isinstance(score, LogitScore):
-        return own
-    projection = getattr(score, "projection", None)
-    found = next(
-        (
-            value
-            for value in (
-                getattr(score, "center", None),
-                getattr(score, "alpha", None),
-                getattr(projection, "mean", None),
-            )
-            if isinstance(value, Tensor)
-        ),
-        None,
-    )
-    return own if found is None else as_array(found).dtype
+    return own if score.precision is None else as_array(score.precision).dtype
 
 
 def predicted(g: Emitter, logits: str, names: tuple[int, ...], labels: int | None) -> str:

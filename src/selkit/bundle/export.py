@@ -176,7 +176,7 @@ def _scored(
     if prediction is not None:
         check_value(g, prediction, "prediction")
     found = features(g, score, value, pool)
-    dtype = score_dtype(score, found, g, labelled=prediction is not None)
+    dtype = score_dtype(score, found, g)
     stored = as_array(limits).astype(dtype)
     if mode != "required":
         g.constant(stored, threshold)
