@@ -151,8 +151,9 @@ class EnergyScore(PointwiseLogitScore):
     """Free energy ``-T log sum exp(z / T)`` of the logits (Liu et al. 2020, "Energy-based out-of-distribution
     detection"); for several labels the sum over them (Wang et al. 2021, "JointEnergy").
 
-    A single logit is read as the pair ``(0, z)``, whose energy is low only for class 1; scores that treat
-    both classes alike are :class:`EntropyScore` and :class:`MarginScore`.
+    A single logit ``z`` is read as the pair ``(-z/2, z/2)``, which has the same probabilities as ``(0, z)``
+    and treats both classes alike: the energy is ``-T log(2 cosh(z / 2T))``, low far from the boundary on
+    either side. That of a label, which is there or is not, is ``-T log(1 + exp(z / T))``.
 
     Parameters
     ----------
@@ -176,6 +177,8 @@ class EnergyScore(PointwiseLogitScore):
         return -temperature * z.logsumexp(1)
 
     def _bernoulli(self, z: Tensor, temperature: float) -> Tensor:
+        if self.task == "binary":  # log(2 cosh(z / 2)), without overflow
+            return -temperature * (z.abs() / 2 + functional.softplus(-z.abs()))
         return -temperature * functional.softplus(z)
 
 
@@ -343,8 +346,8 @@ class MutualInformationScore(EnsembleLogitScore):
         return _entropy(mean) - _entropy(z).mean(1)
 
     def _bernoulli(self, z: Tensor) -> Tensor:
-        mean = z.sigmoid().mean(2)
-        together = -torch.xlogy(mean, mean) - torch.xlogy(1 - mean, 1 - mean)
+        mean, other = z.sigmoid().mean(2), (-z).sigmoid().mean(2)  # 1 - mean would cancel
+        together = -torch.xlogy(mean, mean) - torch.xlogy(other, other)
         return together - _binary_entropy(z).mean(2)
 
 
