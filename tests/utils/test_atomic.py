@@ -17,12 +17,17 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def half(path, error):
+    with replacing(path) as new:
+        new.write_text("half of")
+        raise error
+
+
 def test_an_error_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as new:
-        new.write_text("half of")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        half(path, KeyboardInterrupt())
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -145,9 +150,9 @@ def test_words_of_a_library_about_the_disk(tmp_path):
     class ForeignError(Exception):
         pass
 
-    with pytest.raises(OSError, match="No space left") as caught, replacing(tmp_path / "a") as new:
-        new.write_text("half")
-        raise ForeignError("Error while serializing: I/O error: No space left on device (os error 28)")
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(OSError, match="No space left") as caught:
+        half(tmp_path / "a", ForeignError(said))
     assert isinstance(caught.value.__cause__, ForeignError)
     assert not names(tmp_path)
 

@@ -20,6 +20,7 @@ from selkit.scores.data import FitData, Given, checked, from_loaders, only_one, 
 from selkit.scores.estimator import OutlierEstimator
 from selkit.scores.thresholds import Thresholds
 from selkit.utils.arrays import ArrayLike, as_labels, as_matrix, check_fraction
+from selkit.utils.checks import choice, text
 from selkit.utils.precision import exact_device, full_precision
 
 
@@ -149,6 +150,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         if model is not None or loaders is not None:
             options = {"input_key": input_key, "target_key": target_key, "cache": cache}
             given = self._from_model(given, model, loaders, {"layer": layer, "pool": pool, **options})
+        self._check_params()
         data = checked(given, self.feature, self._check_references, self._check)
         self._forget()
         self._where = {"layer": layer, "pool": pool}
@@ -384,7 +386,10 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         return {"layer": self._where["layer"], "pool": pool}
 
     def _set_extra(self, extra: dict[str, Any]) -> None:
-        self._where = {"layer": extra.get("layer"), "pool": extra.get("pool")}
+        layer, pool = extra.get("layer"), extra.get("pool")
+        if layer is not None:
+            text(layer, "layer")
+        self._where = {"layer": layer, "pool": choice(pool, "pool", (None, "mean", "tokens", "flatten"))}
 
 
 Stat = Literal["max", "mean", "median", "min"]

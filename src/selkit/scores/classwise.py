@@ -75,6 +75,12 @@ class ClassWiseScore(UncertaintyScore):
 
     # fitting
 
+    def _check_params(self) -> None:
+        if self.aggregate not in ("max", "mean", "min"):
+            raise InvalidInputError(f"aggregate must be 'max', 'mean' or 'min'; got {self.aggregate!r}")
+        if self.base is not None or type(self)._base is not ClassWiseScore._base:
+            self._base()._check_params()
+
     def _fit_data(self, data: FitData, q: float | None) -> None:
         if q is not None:
             q = check_fraction(q, "q (the fraction of references to keep)", zero=False)
@@ -82,8 +88,6 @@ class ClassWiseScore(UncertaintyScore):
             raise InvalidInputError(
                 f"{type(self).__name__} needs references and their labels: give X= and y="
             )
-        if self.aggregate not in ("max", "mean", "min"):
-            raise InvalidInputError(f"aggregate must be 'max', 'mean' or 'min'; got {self.aggregate!r}")
         self.width = torch.tensor(data.X.shape[1])
         labels = data.y.to(data.X.device)
         self.multilabel = torch.tensor(labels.ndim == 2)

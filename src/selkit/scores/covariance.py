@@ -182,8 +182,20 @@ def _weight(
         )
     if not math.isfinite(float(squared)):
         raise InvalidInputError(OVERFLOW)
+    weight = check_shrinkage(shrinkage)
+    return ledoit_wolf(scale, squared, fourth, shape) if weight is None else weight
+
+
+def check_shrinkage(shrinkage: object) -> float | None:
+    """The weight of the identity, ``None`` for Ledoit and Wolf's.
+
+    Raises
+    ------
+    InvalidInputError
+        For anything else.
+    """
     if isinstance(shrinkage, str) and shrinkage == "ledoit-wolf":
-        return ledoit_wolf(scale, squared, fourth, shape)
+        return None
     return check_fraction(shrinkage, "shrinkage (where it is not 'ledoit-wolf')")
 
 

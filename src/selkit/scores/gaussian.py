@@ -7,8 +7,9 @@ from torch import Tensor
 
 from selkit.errors import InvalidInputError, NotFittedError
 from selkit.scores.base import UncertaintyScore
-from selkit.scores.covariance import Shrinkage, Whitening, class_means, whitening_of
+from selkit.scores.covariance import Shrinkage, Whitening, check_shrinkage, class_means, whitening_of
 from selkit.utils.arrays import ArrayLike
+from selkit.utils.checks import boolean
 
 
 class GaussianScore(UncertaintyScore):
@@ -49,6 +50,10 @@ class GaussianScore(UncertaintyScore):
 
     def _needs_labels(self) -> bool:
         return not self.one_class
+
+    def _check_params(self) -> None:
+        check_shrinkage(self.shrinkage)
+        boolean(self.one_class, "one_class")
 
     def _fit(self, X: Tensor, y: Tensor | None) -> None:
         if y is None or self.one_class:

@@ -6,16 +6,18 @@ import math
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from selkit.embeddings.sources import Want
-from selkit.errors import InvalidInputError, NotFittedError
+from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.data import FitData
 from selkit.scores.tasks import TASKS, Canonical, Task, canonical, fit_temperature
 from selkit.utils.arrays import as_floating, as_tensor, check_finite
+from selkit.utils.checks import boolean, choice, given, number
 from selkit.utils.precision import exact_device
 
 
@@ -60,6 +62,12 @@ class LogitScore(UncertaintyScore):
         """Whether it can score: at once, unless its temperature is to be fitted."""
         return self.temperature != "fit" or self.fitted_temperature is not None
 
+    def _check_params(self) -> None:
+        choice(self.task, "task", TASKS)
+        boolean(self.per_member, "per_member")
+        if self.temperature != "fit":
+            _positive(self.temperature)
+
     def _needs_labels(self) -> bool:
         return self.temperature == "fit"
 
@@ -67,9 +75,7 @@ class LogitScore(UncertaintyScore):
     def T(self) -> float:  # noqa: N802 - the field's letter
         """The temperature in use."""
         if self.temperature != "fit":
-            if isinstance(self.temperature, bool) or not 0 < self.temperature < float("inf"):
-                raise InvalidInputError(f"temperature must be positive, or 'fit'; got {self.temperature!r}")
-            return float(self.temperature)
+            return _positive(self.temperature)
         if self.fitted_temperature is None:
             raise NotFittedError(
                 f"{type(self).__name__} has no temperature yet: call fit(X=logits, y=labels)"
@@ -85,8 +91,7 @@ class LogitScore(UncertaintyScore):
         return tensor
 
     def _canonical(self, logits: Tensor) -> Canonical:
-        if self.task not in TASKS:
-            raise InvalidInputError(f"task must be one of {list(TASKS)}; got {self.task!r}")
+        choice(self.task, "task", TASKS)
         return canonical(logits, self.task, self.per_member)
 
     def _fit_data(self, data: FitData, q: float | None) -> None:
@@ -125,6 +130,13 @@ class LogitScore(UncertaintyScore):
         # float64: an entropy near 0 or an energy near 0 is a difference of nearly equal numbers
         logits = self._canonical(query.to(exact_device(query)).double())
         return self._compute(Canonical(logits.values / self.T, logits.categorical), self.T)
+
+
+def _positive(temperature: object) -> float:
+    """A temperature that logits can be divided by: neither they nor the energy may overflow."""
+    if not isinstance(temperature, (int, float, np.integer, np.floating)) or isinstance(temperature, bool):
+        raise InvalidTypeError(f"temperature must be positive, or 'fit'; got {given(temperature)}")
+    return number(temperature, "temperature (where it is not 'fit')", 1e-30, 1e30)
 
 
 class PointwiseLogitScore(LogitScore):

@@ -13,8 +13,8 @@ from selkit.errors import FileFormatError, InvalidInputError, NotAvailableError,
 from selkit.scores.approximate import build, opened, search
 from selkit.scores.base import Stat, UncertaintyScore
 from selkit.scores.cluster import DaskRows, is_dask
-from selkit.scores.covariance import Shrinkage, Whitening, class_means, whitening_of
-from selkit.scores.pca import TensorPCA, fitted_projection, rebuilt_projection
+from selkit.scores.covariance import Shrinkage, Whitening, check_shrinkage, class_means, whitening_of
+from selkit.scores.pca import TensorPCA, check_pca, fitted_projection, rebuilt_projection
 from selkit.scores.rows import FileRows, Rows, TensorRows, as_rows, blocks_of
 from selkit.scores.search import References, nearest
 from selkit.utils.arrays import ArrayLike, check_count
@@ -84,6 +84,16 @@ class KNNScore(UncertaintyScore):
 
     # fitting
 
+    def _check_params(self) -> None:
+        check_count(self.k, "k")
+        if self.stat not in STATS or self.index not in ("exact", "faiss"):
+            raise InvalidInputError(
+                f"stat must be one of {list(STATS)} and index 'exact' or 'faiss'; "
+                f"got {self.stat!r} and {self.index!r}"
+            )
+        if self.pca is not None:
+            check_pca(self.pca)
+
     def _check_references(self, values: object) -> Any:
         if is_dask(values):
             return DaskRows.checked(values, "X")
@@ -92,12 +102,6 @@ class KNNScore(UncertaintyScore):
         return self._check(values, "X")
 
     def _fit(self, X: Tensor | Rows, y: Tensor | None) -> None:
-        check_count(self.k, "k")
-        if self.stat not in STATS or self.index not in ("exact", "faiss"):
-            raise InvalidInputError(
-                f"stat must be one of {list(STATS)} and index 'exact' or 'faiss'; "
-                f"got {self.stat!r} and {self.index!r}"
-            )
         if X.shape[0] < self.k:
             raise InvalidInputError(
                 f"k={self.k} neighbours need at least as many references; got {X.shape[0]}"
@@ -373,6 +377,10 @@ class MahalanobisScore(KNNScore):
     ) -> None:
         super().__init__(k, stat, pca, index=index)
         self.keep(shrinkage=shrinkage)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_shrinkage(self.shrinkage)
 
     def _learn_space(self, X: Rows) -> None:
         one = torch.zeros(X.shape[0], dtype=torch.long, device=X.block(0, 1).device)

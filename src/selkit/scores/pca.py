@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from selkit.scores.base import UncertaintyScore
 from selkit.scores.rows import Rows, blocks_of
 from selkit.scores.state import Stateful
 from selkit.utils.arrays import ArrayLike, as_matrix, check_count, check_fraction
+from selkit.utils.checks import boolean, given, number, seed
 from selkit.utils.precision import exact_device
 
 Mode = Literal["linear", "rff"]
@@ -87,6 +89,16 @@ class TensorPCA(Stateful):
         super().__init__()
         self.keep(n_components=n_components, gamma=gamma, M=M, mode=mode, mean_center=mean_center, seed=seed)
 
+    def _check_params(self) -> None:
+        _check_components(self.n_components)
+        if self.gamma is not None:
+            number(self.gamma, "gamma", 0, ends="()")
+        if self.M is not None:
+            check_count(self.M, "M")
+        boolean(self.mean_center, "mean_center")
+        seed(self.seed)
+        _ = self.uses_rff
+
     @property
     def is_fitted(self) -> bool:
         """Whether it can transform."""
@@ -144,6 +156,8 @@ class TensorPCA(Stateful):
             For NaN, infinity or another width than before.
         """
         checked = as_matrix(X, "X")
+        if self._count is None:
+            self._check_params()
         if self._count is None and self.uses_rff:
             self._draw(checked)
         rows = self._features(checked)
@@ -214,6 +228,7 @@ class TensorPCA(Stateful):
         InvalidInputError
             As :meth:`finalize`.
         """
+        self._check_params()
         self.reset_partial()
         width = self.M if self.uses_rff else next(blocks_of(rows, 1))[1].shape[1]
         if width is not None and rows.shape[0] < width:
@@ -334,21 +349,19 @@ class TensorPCA(Stateful):
 
     def _number(self, ratio: Tensor, available: int) -> int:
         wanted = self.n_components
-        if isinstance(wanted, int):
-            check_count(wanted, "n_components")
+        if isinstance(wanted, (int, np.integer)):
             if wanted > available:
                 raise InvalidInputError(
                     f"n_components={wanted}, but these samples have at most {available} components"
                 )
-            return wanted
-        check_fraction(wanted, "n_components", zero=False)
+            return int(wanted)
         reached = ratio.cumsum(0) >= wanted - 1e-12
         return min(int(reached.int().argmax()) + 1 if bool(reached.any()) else available, available)
 
     def _draw(self, X: Tensor) -> None:
         width = check_count(self.M, "M")
-        if self.gamma is None or not 0 < self.gamma < math.inf:
-            raise InvalidInputError(f"gamma must be positive; got {self.gamma!r}")
+        if self.gamma is None:
+            raise InvalidInputError("random Fourier features need both gamma= and M=")
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn((X.shape[1], width), generator=generator, dtype=torch.float64)
         phases = torch.rand(width, generator=generator, dtype=torch.float64) * 2 * math.pi
@@ -393,6 +406,9 @@ class PCAScore(UncertaintyScore):
         self.keep(pca=pca)
         self.projection: TensorPCA | None = None
 
+    def _check_params(self) -> None:
+        check_pca(self.pca)
+
     def _fit(self, X: Tensor, y: Tensor | None) -> None:
         self.projection = fitted_projection(self.pca, X)
         components = self.projection.components
@@ -409,6 +425,32 @@ class PCAScore(UncertaintyScore):
 
     def _rebuild(self, keys: list[str]) -> None:
         self.projection = rebuilt_projection(self.pca, keys)
+
+
+def _check_components(wanted: object) -> None:
+    if isinstance(wanted, (int, np.integer)):
+        check_count(wanted, "n_components")
+    else:
+        check_fraction(wanted, "n_components", zero=False)
+
+
+def check_pca(pca: object) -> None:
+    """Refuse what is neither a :class:`TensorPCA` nor a number of components.
+
+    Raises
+    ------
+    InvalidInputError
+        Saying what is accepted.
+    """
+    if isinstance(pca, TensorPCA):
+        pca._check_params()
+    elif isinstance(pca, (int, float, np.integer, np.floating)):
+        _check_components(pca)
+    else:
+        raise InvalidInputError(
+            "pca must be a TensorPCA, a whole number of components or a fraction of the variance; "
+            f"got {given(pca)}"
+        )
 
 
 def _check_overflow(squares: Tensor) -> None:

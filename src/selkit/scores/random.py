@@ -12,6 +12,7 @@ from selkit.errors import InvalidInputError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.data import FitData
 from selkit.utils.arrays import ArrayLike, as_floating, as_tensor, check_fraction
+from selkit.utils.checks import seed as valid_seed
 
 
 class RandomScore(UncertaintyScore):
@@ -41,6 +42,9 @@ class RandomScore(UncertaintyScore):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.keep(seed=seed)
+
+    def _check_params(self) -> None:
+        valid_seed(self.seed)
 
     def set_threshold(
         self, q: float = 0.99, *, scores: ArrayLike | None = None, method: str = "linear"
@@ -78,7 +82,7 @@ class RandomScore(UncertaintyScore):
     def _score(self, query: Tensor) -> Tensor:
         generator = torch.Generator()
         if self.generator_state is None:
-            generator.manual_seed(self.seed)
+            generator.manual_seed(valid_seed(self.seed))
         else:  # part of the state, so that a loaded score goes on where the saved one was
             generator.set_state(self.generator_state.cpu())
         numbers = torch.rand(len(query), generator=generator)

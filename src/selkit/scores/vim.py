@@ -57,6 +57,10 @@ class ViMScore(UncertaintyScore):
         super().__init__()
         self.keep(head=head, n_components=n_components)
 
+    def _check_params(self) -> None:
+        if self.n_components is not None:
+            check_count(self.n_components, "n_components")
+
     def _fit(self, X: Tensor, y: Tensor | None) -> None:
         weight, bias = _head(self.head, X)
         size = self._size(X)
@@ -80,7 +84,7 @@ class ViMScore(UncertaintyScore):
         width = X.shape[1]
         if self.n_components is None:
             return 1000 if width >= 2048 else 512 if width >= 768 else max(1, width // 2)
-        size = check_count(self.n_components, "n_components")
+        size = int(self.n_components)
         if size >= width:
             raise InvalidInputError(f"n_components={size} leaves nothing outside of {width} dimensions")
         return size
