@@ -151,6 +151,31 @@ def test_scores_of_ensembles_agree(kind, task, tmp_path):
     assert bundle.verify(logits).ok
 
 
+@pytest.mark.parametrize("kind", [EnergyScore, EntropyScore])
+@pytest.mark.parametrize("groups", [False, True])
+def test_the_sample_that_a_risk_rejects_is_rejected_in_the_file_too(kind, groups, tmp_path):
+    """A threshold that keeps a risk lies just below a calibration score, nearer than rounding."""
+    random = np.random.default_rng(4)
+    logits = random.normal(size=(400, 2), scale=2).astype(np.float32)
+    score = kind().fit(Y=logits)
+    known = score.calibration_scores
+    each = torch.from_numpy(logits).argmax(1) if groups else None
+    wrong = (known >= known.sort().values[300]).float()
+    score.calibrate(risk=0.2, losses=wrong, groups=each)
+    options = {"prediction": "logits"} if groups else {}
+    bundle = selkit.export_bundle(linear(2, 2), score=score, path=tmp_path / "b.onnx", **options)
+    python = score.select(logits, **({"groups": each} if groups else {}))["selected"].numpy()
+    parts = [known[each == c] for c in (0, 1)] if groups else [known]
+    limits = score.threshold.reshape(-1).tolist()
+    assert all((part > limit).any() for part, limit in zip(parts, limits, strict=True))
+    for rows in (logits, logits[::-1]):
+        found = run(bundle, np.ascontiguousarray(rows))["selected"]
+        assert (found == (python if rows is logits else python[::-1])).all()
+    # and logits whose last digits differ, as another runtime would make them
+    nudged = run(bundle, logits * np.float32(1 + 2e-7))["selected"]
+    assert (nudged == python).all()
+
+
 @pytest.mark.parametrize("columns", [1, 2])
 def test_binary_logits_of_one_or_two_columns_agree(columns, tmp_path):
     logits = np.random.default_rng(4).normal(size=(60, 2), scale=2).astype(np.float32)

@@ -61,12 +61,34 @@ def test_values_of_each_task(kind: type[LogitScore], temperature: float) -> None
     two = LOGITS[:, :2]
     np.testing.assert_allclose(found(two, task="binary"), softmax_oracle(kind, two, temperature), rtol=1e-10)
     each = sigmoid_oracle(kind, LOGITS, temperature)
-    np.testing.assert_allclose(found(LOGITS[:, 0], task="binary"), each[:, 0], rtol=1e-10)
-    np.testing.assert_allclose(found(LOGITS[:, :1], task="binary"), each[:, 0], rtol=1e-10)
+    single = each[:, 0]
+    if kind is EnergyScore:  # which sees a shift of both logits
+        half = LOGITS[:, :1] / 2
+        single = softmax_oracle(kind, np.concatenate([-half, half], 1), temperature)
+    np.testing.assert_allclose(found(LOGITS[:, 0], task="binary"), single, rtol=1e-10)
+    np.testing.assert_allclose(found(LOGITS[:, :1], task="binary"), single, rtol=1e-10)
     combined = each.sum(1) if kind is EnergyScore else each.max(1)
     np.testing.assert_allclose(found(LOGITS, task="multilabel"), combined, rtol=1e-10)
     mean = np.mean([softmax_oracle(kind, MEMBERS[:, :, m], temperature) for m in range(7)], axis=0)
     np.testing.assert_allclose(found(MEMBERS, per_member=True), mean, rtol=1e-10)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 2.5])
+@pytest.mark.parametrize("kind", [*POINTWISE, MutualInformationScore, PredictiveVarianceScore])
+def test_a_single_logit_treats_both_classes_alike(kind: type[LogitScore], temperature: float) -> None:
+    """A confident negative is as usual as a confident positive, and the boundary is the least usual."""
+    z = np.array([0.0, 0.1, 1.0, 3.0, 10.0, 50.0, 1e4])
+    if kind in POINTWISE:
+        score = kind(temperature, task="binary")
+        plus, minus = score.score(z).numpy(), score.score(-z).numpy()
+        assert np.array_equal(plus.argsort(kind="stable")[::-1][:5], np.arange(5))
+        members = kind(temperature, task="binary", per_member=True).score(np.stack([z, -z], 1)).numpy()
+        np.testing.assert_allclose(members, plus, rtol=1e-12)
+        assert (np.diff(plus) <= 0).all()
+    else:
+        draws = np.stack([z, z + 1, z + 2], 1)
+        plus, minus = (kind(temperature, task="binary").score(x).numpy() for x in (draws, -draws))
+    np.testing.assert_allclose(plus, minus, rtol=1e-9, atol=1e-15)
 
 
 def test_values_of_ensembles() -> None:

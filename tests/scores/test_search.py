@@ -88,7 +88,7 @@ def test_queries_whose_float32_search_proves_nothing_are_searched_in_float64() -
     reference[0] -= 4000  # a far reference draws the centre and the norms away
     small = reference.float()
     query = small[100:160] + 1e-4
-    *_, proven = search._search(query, References.of(small), 2)
+    *_, proven = search._search(query, query.double(), References.of(small), 2)
     assert not proven.all()
     check(query, small, 2, rtol=1e-5)
 

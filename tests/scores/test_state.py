@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,13 @@ from selkit.scores import (
     MutualInformationScore,
     PCAScore,
     PyODScore,
+    RandomScore,
     RelativeMahalanobisScore,
     TensorPCA,
     UncertaintyScore,
+    ViMScore,
 )
+from selkit.scores.state import _digest
 
 X, Y, QUERY = (torch.randn(n, 5, generator=torch.Generator().manual_seed(n)) for n in (90, 50, 20))
 LABELS = X[:, :3].argmax(1) * (torch.arange(90) % 4 > 0)  # one in four may be wrong
@@ -166,7 +171,16 @@ class TestDamagedFiles:
     @pytest.mark.parametrize(
         ("change", "text"),
         [
-            ({"format": 99}, "has format 99; this selkit reads format 1"),
+            ({"format": 99}, "has format 99; this selkit reads format 2"),
+            ({"format": 1}, "format 1; .* written before the checksum covered parameters"),
+            ({"format": 2.0}, "has format 2.0"),
+            ({"format": True}, "has format True"),
+            ({"format": "2"}, "has format '2'"),
+            ({"params": {"k": 0}}, "cannot be: k must be a whole number"),
+            ({"params": {"k": 1, "stat": "maX"}}, "cannot be: stat must be one of"),
+            ({"params": {"k": 1, "pca": "x"}}, "cannot be: pca must be a TensorPCA"),
+            ({"extra": {"layer": 3}}, "cannot be: layer must be text"),
+            ({"extra": {"pool": "max"}}, "cannot be: pool must be one of"),
             ({"class": "NoSuchScore"}, "holds a NoSuchScore, which is not known here"),
             ({"class": "GaussianScore"}, "does not fit this version of GaussianScore"),
             ({"class": "CosineScore"}, "holds a CosineScore, not a EuclideanScore"),
@@ -180,9 +194,66 @@ class TestDamagedFiles:
 
         with safe_open(str(path), "pt") as file:
             spec = json.loads(file.metadata()["selkit"])
-        save_file(load_file(path), str(path), metadata={"selkit": json.dumps(spec | change)})
+        tensors, spec = load_file(path), spec | change
+        spec.pop("sha256")
+        spec["sha256"] = _digest(tensors, spec)
+        save_file(tensors, str(path), metadata={"selkit": json.dumps(spec)})
         with pytest.raises((FileFormatError, InvalidTypeError), match=text):
             EuclideanScore.load(path)
+
+    def test_every_bit_counts(self, path: Path, tmp_path: Path) -> None:
+        """A flipped bit is noticed wherever it is, or changes nothing."""
+        EnergyScore(1.0).fit(Y=Y).calibrate(coverage=0.9).save(path)
+        content, expected = path.read_bytes(), EnergyScore.load(path)
+        rng, damaged = np.random.default_rng(0), tmp_path / "damaged.safetensors"
+        noticed = 0
+        header = 8 + int.from_bytes(content[:8], "little")
+        places = [*rng.integers(0, header, 250), *rng.integers(header, len(content), 150)]
+        for place in places:
+            changed = bytearray(content)
+            changed[place] ^= 1 << int(rng.integers(8))
+            damaged.write_bytes(bytes(changed))
+            try:
+                found = EnergyScore.load(damaged)
+            except FileFormatError:
+                noticed += 1
+                continue
+            assert found.guarantee == expected.guarantee
+            assert found.get_params() == expected.get_params()
+            assert found.state_dict().keys() == expected.state_dict().keys()
+            for name, value in expected.state_dict().items():
+                assert torch.equal(found.state_dict()[name], value)
+        assert noticed > 0.98 * len(places)
+
+    def test_deeply_nested_json(self, path: Path) -> None:
+        for text in ("[" * 100_000, '{"params": ' + '{"a": ' * 50_000):
+            save_file({"a": X}, str(path), metadata={"selkit": text})
+            with pytest.raises(FileFormatError, match="selkit did not write it"):
+                UncertaintyScore.load(path)
+
+    @pytest.mark.parametrize("name", [None, 3, b"x", ["a"], ""])
+    def test_what_is_no_path(self, name: Any) -> None:
+        with pytest.raises((InvalidInputError, InvalidTypeError), match="path"):
+            UncertaintyScore.load(name)
+        with pytest.raises((InvalidInputError, InvalidTypeError), match="path"):
+            EuclideanScore().fit(X=X).save(name)
+
+    def test_a_file_is_written_whole_or_not_at_all(self, path: Path) -> None:
+        """A limit on the size of files stands for a full disk."""
+        before = path.read_bytes()
+        code = (
+            "import resource, sys, torch\n"
+            "from selkit.scores import EuclideanScore\n"
+            "score = EuclideanScore().fit(X=torch.ones(20000, 20) * torch.arange(20000.0)[:, None])\n"
+            "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+            "try:\n    score.save(sys.argv[1])\n"
+            "except OSError as error:\n    print('refused', type(error).__name__)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+        assert done.stdout.startswith("refused"), done.stderr
+        assert path.read_bytes() == before
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
 
     def test_missing_file(self, path: Path) -> None:
         with pytest.raises(FileNotFoundError):
@@ -199,6 +270,58 @@ def test_parameters_as_in_sklearn() -> None:
     with pytest.raises(InvalidInputError, match="CosineScore has no parameter 'neighbors'"):
         score.set_params(neighbors=2)
     assert repr(EuclideanScore(k=2)) == "EuclideanScore(k=2, stat='max', pca=None, index='exact')"
+
+
+@pytest.mark.parametrize(
+    ("score", "params"),
+    [
+        (EuclideanScore(), {"stat": "maX"}),
+        (EuclideanScore(), {"k": 0}),
+        (EuclideanScore(), {"k": 1.5}),
+        (EuclideanScore(), {"k": None}),
+        (EuclideanScore(), {"index": "annoy"}),
+        (EuclideanScore(), {"pca": "x"}),
+        (EuclideanScore(), {"pca": np.nan}),
+        (EuclideanScore(), {"pca__n_components": 3}),
+        (EuclideanScore(pca=TensorPCA(3)), {"pca__n_components": -1}),
+        (MahalanobisScore(), {"shrinkage": "ledoit"}),
+        (GaussianScore(), {"shrinkage": 2.0}),
+        (GaussianScore(), {"one_class": "yes"}),
+        (RelativeMahalanobisScore(), {"shrinkage": np.nan}),
+        (PCAScore(), {"pca": None}),
+        (PCAScore(), {"pca": 0}),
+        (TensorPCA(), {"gamma": -1.0}),
+        (TensorPCA(), {"mode": "fft"}),
+        (TensorPCA(), {"M": "many"}),
+        (TensorPCA(), {"seed": -1}),
+        (TensorPCA(), {"seed": 0.5}),
+        (ViMScore(), {"n_components": 0}),
+        (EnergyScore(), {"temperature": 0.0}),
+        (EnergyScore(), {"temperature": "x"}),
+        (EnergyScore(), {"temperature": None}),
+        (EnergyScore(), {"temperature": np.nan}),
+        (EnergyScore(), {"temperature": 10**400}),
+        (EnergyScore(), {"temperature": 1e-320}),
+        (EnergyScore(), {"task": "multi"}),
+        (EnergyScore(), {"per_member": 1}),
+        (EuclideanClassWiseScore(), {"aggregate": "median"}),
+        (EuclideanClassWiseScore(), {"k": -3}),
+        (RandomScore(), {"seed": "x"}),
+        (RandomScore(), {"seed": 2**64}),
+    ],
+    ids=str,
+)
+def test_parameters_are_checked_when_they_are_set(score: Any, params: dict[str, Any]) -> None:
+    made = type(score)(**score.get_params(deep=False))
+    before = made.get_params()
+    with pytest.raises((InvalidInputError, InvalidTypeError)):
+        made.set_params(**params)
+    assert made.get_params() == before
+    name, value = next(iter(params.items()))
+    if "__" not in name:
+        wrong = type(score)(**{**score.get_params(deep=False), name: value})
+        with pytest.raises((InvalidInputError, InvalidTypeError)):
+            wrong.fit(X, LABELS)
 
 
 def test_abstract_scores_cannot_be_made_and_own_scores_can(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ Two computations of one score differ in their last digits, and a calibrated thre
 calibration sample, which then must be selected here too. A score that lies above its threshold by no more
 than such digits counts as equal to it, and is returned as the threshold itself: ``selected`` always is
 ``score <= threshold`` of what is returned. How much that is never reaches the next calibration score.
+
+A threshold that keeps a risk lies just below a calibration score, which it must reject: there, a score that
+lies below that calibration score by no more than such digits counts as equal to that one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +24,6 @@ from selkit.bundle.registry import emit_score
 from selkit.errors import InvalidInputError, NotAvailableError, NotFittedError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.classwise import ClassWiseScore
-from selkit.scores.logits import LogitScore
 
 DIGITS = 2.0**-22  # two units in the last place of float32: what any two computations may differ by
 AGREED = 1e-5  # relative: within this, scores here and in Python agree
@@ -39,6 +41,10 @@ class Limit:
         The default.
     slack
         How far above it a score still counts as equal to it.
+    rejected
+        The calibration score just above it, infinity where there is none.
+    floor
+        From which score on a score counts as equal to that one.
     groups
         Which groups or classes those are; empty for a single threshold.
     """
@@ -46,7 +52,26 @@ class Limit:
     name: str
     calibrated: Array
     slack: Array
+    rejected: Array
+    floor: Array
     groups: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, score: UncertaintyScore, values: Array, groups: tuple[int, ...]) -> Limit:
+        """The limit that a calibrated score has, in the type of ``values``."""
+        known, slack = _known(score), slack_of(score, values)
+        exact = values.astype(np.float64)[..., None]
+        above = np.where(known > exact, known, np.inf).min(-1, initial=np.inf)
+        below = np.where(known <= exact, known, -np.inf).max(-1, initial=-np.inf)
+        exact = exact[..., 0]
+        rejects = (above <= exact + DIGITS * np.abs(exact)) & (below < exact)
+        gap = np.where(rejects, np.minimum(_most(known, exact), (above - below) / 2), 0.0)
+        floor = np.where(rejects, above - gap, np.inf).astype(values.dtype)
+        # rounded to the type of the values, it must not become the threshold itself
+        least = np.nextafter(values, np.asarray(np.inf, dtype=values.dtype))
+        rejected = np.where(rejects, np.maximum(above.astype(values.dtype), least), np.inf)
+        slack = np.where(rejects, 0.0, slack).astype(values.dtype)
+        return cls(name, values, slack, rejected.astype(values.dtype), floor, groups)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -103,7 +128,7 @@ def decide(
         return _of_classes(g, score, features, limit, prediction)
     value = g.cast(emit_score(g, score, features), limit.dtype)
     if not groups:
-        return compared(g, value, limit.name, _slack(g, limit))
+        return compared(g, value, limit.name, _slack(g, limit), _floor(g, limit))
     if prediction is None:
         raise InvalidInputError(
             f"{type(score).__name__} has one threshold for each of {len(groups)} groups: say which value "
@@ -112,7 +137,8 @@ def decide(
     member = predicted(g, prediction, groups, labels=None)
     place = g.op("ArgMax", g.cast(member, np.int32), axis=1, keepdims=0)
     own, slack = (g.op("Gather", values, place, axis=0) for values in (limit.name, _slack(g, limit)))
-    return compared(g, value, own, slack)
+    edge = _floor(g, limit)
+    return compared(g, value, own, slack, edge and tuple(g.op("Gather", v, place, axis=0) for v in edge))
 
 
 def slack_of(score: UncertaintyScore, limits: Array) -> Array:
@@ -130,10 +156,10 @@ def slack_of(score: UncertaintyScore, limits: Array) -> Array:
     """
     finite = np.where(np.isfinite(limits), limits, 0.0).astype(np.float64)
     least = DIGITS * np.abs(finite)
-    if score.calibration_scores is None:
+    known = _known(score)
+    if not len(known):
         return least.astype(limits.dtype)
-    known = np.sort(as_array(score.calibration_scores).astype(np.float64).ravel())
-    most = AGREED * np.maximum(np.abs(finite), np.median(np.abs(known)))
+    most = _most(known, finite)
     tied = (np.abs(known - finite[..., None]) <= least[..., None]).any(-1)
     above = np.where(known > (finite + least)[..., None], known, np.inf).min(-1)
     room = np.maximum(np.minimum(most, (above - finite) / 2), 0.0)
@@ -141,10 +167,30 @@ def slack_of(score: UncertaintyScore, limits: Array) -> Array:
     return found
 
 
-def compared(g: Emitter, score: str, limit: str, slack: str) -> tuple[str, str]:
+def _known(score: UncertaintyScore) -> Array:
+    """The calibration scores, those next to the thresholds also where they were given by hand."""
+    held = [as_array(t).ravel() for t in (score.calibration_scores, score.anchors) if t is not None]
+    known = np.unique(np.concatenate([values.astype(np.float64) for values in held])) if held else np.zeros(0)
+    found: Array = known[np.isfinite(known)]
+    return found
+
+
+def _most(known: Array, values: Array) -> Array:
+    """How much two computations of scores of this size may differ."""
+    found: Array = AGREED * np.maximum(np.abs(values), np.median(np.abs(known)) if len(known) else 0.0)
+    return found
+
+
+Edge: TypeAlias = tuple[str, ...] | None  # a limit's floor and rejected score, where some are finite
+
+
+def compared(g: Emitter, score: str, limit: str, slack: str, edge: Edge = None) -> tuple[str, str]:
     """Scores, with what rounding alone puts above the limit at the limit, and which are at most the limit."""
     near = g.op("LessOrEqual", score, g.op("Add", limit, slack))
     value = g.op("Where", near, g.op("Min", score, limit), score)
+    if edge is not None:
+        floor, rejected = edge
+        value = g.op("Where", g.op("Less", score, floor), value, g.op("Max", score, rejected))
     return value, g.op("LessOrEqual", value, limit)
 
 
@@ -154,30 +200,20 @@ def _slack(g: Emitter, limit: Limit) -> str:
     return g.op("Where", g.op("Equal", limit.name, limit.calibrated), limit.slack, usual)
 
 
-def score_dtype(score: UncertaintyScore, features: str, g: Emitter, *, labelled: bool) -> np.dtype[Any]:
+def _floor(g: Emitter, limit: Limit) -> Edge:
+    """Floor and rejected score of the calibrated threshold, if it is in use and rejects one just above it."""
+    if not np.isfinite(limit.rejected).any():
+        return None
+    same = g.op("Equal", limit.name, limit.calibrated)
+    none = np.asarray(np.inf, dtype=limit.dtype)
+    floor = g.op("Where", same, limit.floor, none)
+    return floor, g.op("Where", same, np.where(np.isfinite(limit.rejected), limit.rejected, 0), limit.name)
+
+
+def score_dtype(score: UncertaintyScore, features: str, g: Emitter) -> np.dtype[Any]:
     """NumPy's type of what ``score.score`` returns for these features."""
     own = helper.tensor_dtype_to_np_dtype(g.kind(features))
-    if isinstance(score, ClassWiseScore):
-        first = next(iter(score.each.children()), None)
-        if labelled or not isinstance(first, UncertaintyScore):
-            return own
-        return score_dtype(first, features, g, labelled=False)
-    if isinstance(score, LogitScore):
-        return own
-    projection = getattr(score, "projection", None)
-    found = next(
-        (
-            value
-            for value in (
-                getattr(score, "center", None),
-                getattr(score, "alpha", None),
-                getattr(projection, "mean", None),
-            )
-            if isinstance(value, Tensor)
-        ),
-        None,
-    )
-    return own if found is None else as_array(found).dtype
+    return own if score.precision is None else as_array(score.precision).dtype
 
 
 def predicted(g: Emitter, logits: str, names: tuple[int, ...], labels: int | None) -> str:
@@ -225,7 +261,7 @@ def _of_classes(
             raise NotFittedError(f"{type(score).__name__} is not fitted yet: call fit(...) first")
         columns.append(g.op("Unsqueeze", emit_score(g, one, features), np.asarray([1], dtype=np.int64)))
     matrix = g.cast(g.op("Concat", *columns, axis=1), limit.dtype)
-    value, accepted = compared(g, matrix, limit.name, _slack(g, limit))
+    value, accepted = compared(g, matrix, limit.name, _slack(g, limit), _floor(g, limit))
     numbers = np.arange(len(columns), dtype=np.int64)
     nearest = g.op("Equal", g.op("ArgMin", matrix, axis=1, keepdims=1), numbers)
     member = nearest

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import helper
 
 import selkit
-from selkit.bundle.decision import Limit, calibrated, decide, score_dtype, slack_of
+from selkit.bundle.decision import Limit, calibrated, decide, score_dtype
 from selkit.bundle.description import Description, ScoreInfo, guarantee_of, plain
 from selkit.bundle.emitter import Emitter, as_array, known_values
 from selkit.bundle.explanation import emit_attribution, exported, same_opset
@@ -176,7 +176,7 @@ def _scored(
     if prediction is not None:
         check_value(g, prediction, "prediction")
     found = features(g, score, value, pool)
-    dtype = score_dtype(score, found, g, labelled=prediction is not None)
+    dtype = score_dtype(score, found, g)
     stored = as_array(limits).astype(dtype)
     if mode != "required":
         g.constant(stored, threshold)
@@ -185,7 +185,7 @@ def _scored(
         g.model.graph.input.append(helper.make_tensor_value_info(threshold, kind, stored.shape))
     before = g.references
     result, selected = decide(
-        g, score, found, Limit(threshold, stored, slack_of(score, stored), groups), prediction
+        g, score, found, Limit.of(threshold, score, stored, groups), prediction
     )
     known, promised = guarantee_of(score)
     info = ScoreInfo(

@@ -101,7 +101,8 @@ def _pointwise(g: Emitter, score: PointwiseLogitScore, z: str, categorical: bool
     if categorical:
         each = _CATEGORICAL[kind](g, z)
     else:
-        each = _BERNOULLI[kind](g, z)
+        energy = kind is EnergyScore and score.task == "binary"
+        each = _symmetric_energy(g, z) if energy else _BERNOULLI[kind](g, z)
         each = g.reduce("ReduceMax" if score.over_labels == "max" else "ReduceSum", each, [1])
     if kind is EnergyScore and score.T != 1:
         each = g.op("Mul", each, g.number(score.T))
@@ -120,6 +121,13 @@ def _softplus(g: Emitter, z: str) -> str:
     """``log(1 + exp(z))`` from operators that have float64 kernels everywhere."""
     rest = g.op("Log", g.op("Add", g.op("Exp", g.op("Neg", g.op("Abs", z))), g.number(1.0)))
     return g.op("Add", g.op("Max", z, g.number(0.0)), rest)
+
+
+def _symmetric_energy(g: Emitter, z: str) -> str:
+    """``-log(2 cosh(z / 2))``: a single logit z as the pair (-z/2, z/2)."""
+    size = g.op("Abs", z)
+    half = g.op("Mul", size, g.number(0.5))
+    return g.op("Neg", g.op("Add", half, _softplus(g, g.op("Neg", size))))
 
 
 def _probability(g: Emitter, z: str) -> str:
@@ -169,7 +177,7 @@ def _mutual_information(g: Emitter, z: str, members: int, categorical: bool) -> 
         mean = g.op("Sub", g.reduce("ReduceLogSumExp", logs, [2]), g.number(math.log(members)))
         return g.op("Sub", _entropy(g, mean), g.reduce("ReduceMean", _entropy(g, z), [1]))
     mean = g.reduce("ReduceMean", g.op("Sigmoid", z), [2])
-    other = g.op("Sub", g.number(1.0), mean)
+    other = g.reduce("ReduceMean", g.op("Sigmoid", g.op("Neg", z)), [2])
     together = g.op("Add", _x_log_x(g, mean), _x_log_x(g, other))
     return g.op("Sub", g.op("Neg", together), g.reduce("ReduceMean", _binary_entropy(g, z), [2]))
 

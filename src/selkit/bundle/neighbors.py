@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from torch import Tensor
 
 from selkit.bundle.emitter import Array, Emitter, as_array
 from selkit.bundle.registry import emits, refuses
 from selkit.errors import NotAvailableError, NotFittedError
 from selkit.scores.cluster import DaskRows
+from selkit.scores.covariance import Whitening
 from selkit.scores.gaussian import GaussianScore, RelativeMahalanobisScore
 from selkit.scores.neighbors import CosineScore, EuclideanScore, KNNScore, MahalanobisScore
 from selkit.scores.pca import PCAScore, TensorPCA
@@ -43,7 +45,7 @@ def nearest(g: Emitter, query: str, references: Array, k: int) -> str:
     g
         Where to append.
     query
-        Rows in the type of the references.
+        Rows in float64.
     references
         Shape ``(M, D)``, float32 or float64.
     k
@@ -55,13 +57,13 @@ def nearest(g: Emitter, query: str, references: Array, k: int) -> str:
     stored = g.constant(references)
     wide = stored if references.dtype == np.float64 else g.cast(stored, np.float64)
     middle = g.constant(center)
-    shifted = g.op("Sub", g.cast(query, np.float64), middle)
+    shifted = g.op("Sub", query, middle)
     norms = g.constant(np.square(exact).sum(1))
     products = g.op("Gemm", shifted, g.op("Sub", wide, middle), norms, alpha=-2.0, transB=1)
     _, candidates = g.top(products, min(len(references), k + SPARE), largest=False)
-    rows = g.op("Gather", stored, candidates, axis=0)
+    rows = g.cast(g.op("Gather", stored, candidates, axis=0), np.float64)
     ahead = g.op("Unsqueeze", query, np.asarray([1], dtype=np.int64))
-    difference = g.cast(g.op("Sub", rows, ahead), np.float64)
+    difference = g.op("Sub", rows, ahead)
     distances = g.op("Sqrt", g.reduce("ReduceSumSquare", difference, [2]))
     return g.top(distances, k, largest=False)[0]
 
@@ -84,22 +86,32 @@ def transform(g: Emitter, pca: TensorPCA, query: str) -> str:
     return g.op("MatMul", centred, g.op("Transpose", components, perm=[1, 0]))
 
 
+def whitened(g: Emitter, white: Whitening, center: Tensor | None, query: str) -> str:
+    """Rows, less a center, where the covariance of the references is the identity; all float64."""
+    if center is None:
+        raise NotFittedError("the score is not fitted yet: call fit(...) first")
+    centred = g.op("Sub", query, g.double(center))
+    inside = g.op("MatMul", centred, g.double(white.matrix))
+    if white.stretch is None or white.rest is None:
+        return inside
+    back = g.op("Transpose", g.double(white.matrix), perm=[1, 0])
+    more = g.op("MatMul", g.op("Mul", inside, g.double(white.stretch)), back)
+    return g.op("Add", g.op("Mul", centred, g.number(float(white.rest))), more)
+
+
 @emits(EuclideanScore, CosineScore, MahalanobisScore)
 def neighbors(g: Emitter, score: KNNScore, features: str) -> str:
     """Append the statistic of the distances to the k nearest references."""
     references = _references(g, score)
-    inside = features if score.projection is None else transform(g, score.projection, features)
+    inside = g.double(features if score.projection is None else transform(g, score.projection, features))
     if isinstance(score, MahalanobisScore):
-        if score.whitening is None:
-            raise NotFittedError("MahalanobisScore is not fitted yet: call fit(...) first")
-        inside = g.op("MatMul", g.double(inside), g.double(score.whitening))
+        inside = whitened(g, score.whitener(), score.mean, inside)
     elif isinstance(score, CosineScore):
-        inside = _unit(g, g.double(inside), float(np.finfo(references.dtype).tiny))
-    inside = g.cast(inside, references.dtype)
+        inside = _unit(g, inside, float(np.finfo(np.float64).tiny))
     distances = nearest(g, inside, references, score.k)
     if isinstance(score, CosineScore):
         half = g.op("Mul", g.op("Mul", distances, distances), g.number(0.5))
-        size = g.reduce("ReduceMax", g.op("Abs", g.cast(inside, np.float64)), [1], keepdims=True)
+        size = g.reduce("ReduceMax", g.op("Abs", inside), [1], keepdims=True)
         none = g.op("Equal", size, g.number(0.0))
         distances = g.op("Where", none, g.number(1.0), half)
     if score.stat == "mean":
@@ -136,12 +148,10 @@ def _unit(g: Emitter, rows: str, tiny: float) -> str:
 @emits(GaussianScore)
 def gaussian(g: Emitter, score: GaussianScore, features: str) -> str:
     """Append the squared Mahalanobis distance to the nearest class mean."""
-    if score.center is None or score.whitening is None or score.means is None:
+    if score.center is None or score.means is None:
         raise NotFittedError(f"{type(score).__name__} is not fitted yet: call fit(...) first")
-    query = g.cast(features, as_array(score.means).dtype)
-    inside = g.op("MatMul", g.op("Sub", g.double(query), g.double(score.center)), g.double(score.whitening))
-    means = as_array(score.means).astype(np.float64)
-    distance = g.op("Gather", nearest(g, inside, means, 1), np.asarray(0, dtype=np.int64), axis=1)
+    inside = whitened(g, score.whitener(), score.center, g.double(features))
+    distance = g.op("Gather", nearest(g, inside, as_array(score.means), 1), np.asarray(0, dtype=np.int64), axis=1)
     return g.op("Mul", distance, distance)
 
 
@@ -156,8 +166,7 @@ def principal(g: Emitter, score: PCAScore, features: str) -> str:
     """Append the error of reconstruction from the principal components."""
     if score.projection is None:
         raise NotFittedError("PCAScore is not fitted yet: call fit(...) first")
-    query = g.cast(features, as_array(score.projection._fitted()[1]).dtype)
-    centred, components = project(g, score.projection, query)
+    centred, components = project(g, score.projection, features)
     inside = g.op("MatMul", centred, g.op("Transpose", components, perm=[1, 0]))
     rest = g.op("Sub", centred, g.op("MatMul", inside, components))
     return g.op("Sqrt", g.reduce("ReduceSumSquare", rest, [1]))
@@ -174,7 +183,7 @@ def virtual_logit(g: Emitter, score: ViMScore, features: str) -> str:
         or score.origin is None
     ):
         raise NotFittedError("ViMScore is not fitted yet: call fit(...) first")
-    query = g.double(g.cast(features, as_array(score.alpha).dtype))
+    query = g.double(features)
     residual = g.op("MatMul", g.op("Sub", query, g.double(score.origin)), g.double(score.outside))
     length = g.op("Sqrt", g.reduce("ReduceSumSquare", residual, [1]))
     logits = g.op("Gemm", query, g.double(score.weight), g.double(score.bias), transB=1)

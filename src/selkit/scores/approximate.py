@@ -11,6 +11,7 @@ from torch import Tensor
 
 from selkit.errors import MissingExtraError
 from selkit.scores.search import References, nearest
+from selkit.utils.precision import exact_device
 
 LINKS = 32  # neighbours of a node in the graph
 BUILD = 100  # candidates while building, and at least while searching
@@ -78,13 +79,14 @@ def search(index: Any, query: Tensor, references: References, k: int) -> tuple[T
     _, found = index.search(np.ascontiguousarray(query.float().cpu().numpy()), k)
     place = torch.from_numpy(found).to(query.device)
     short = (place < 0).any(1)
-    distances = torch.empty(place.shape, dtype=query.dtype, device=query.device)
+    precise = query.to(exact_device(query)).double()
+    distances = torch.empty(place.shape, dtype=torch.float64, device=precise.device)
     if bool(short.any()):  # the graph did not lead to k of them
         distances[short], place[short] = nearest(query[short], references, k)
     rest = (~short).nonzero()[:, 0]
     for rows in torch.split(rest, 256):
-        near = references.rows.take(place[rows]).to(query)
-        exact = torch.linalg.vector_norm(near - query[rows, None], dim=2)
+        near = references.rows.take(place[rows]).to(precise)
+        exact = torch.linalg.vector_norm(near - precise[rows, None], dim=2)
         distances[rows], order = exact.sort(dim=1)
         place[rows] = place[rows].gather(1, order)
     return distances, place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from selkit.scores.data import FitData, Given, checked, from_loaders, only_one, 
 from selkit.scores.estimator import OutlierEstimator
 from selkit.scores.thresholds import Thresholds
 from selkit.utils.arrays import ArrayLike, as_labels, as_matrix, check_fraction
-from selkit.utils.precision import full_precision
+from selkit.utils.checks import choice, text
+from selkit.utils.precision import exact_device, full_precision
 
 
 class UncertaintyScore(OutlierEstimator, Thresholds):
@@ -37,15 +39,20 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         Scores of the calibration set, ``(M,)``, or ``None``.
     """
 
-    buffer_names: ClassVar[tuple[str, ...]] = ("width",)
+    buffer_names: ClassVar[tuple[str, ...]] = ("width", "precision")
     feature: ClassVar[Want] = "embedding"
     requires_fit: ClassVar[bool] = True
 
     width: Tensor | None
+    precision: Tensor | None  # empty, of the dtype of the data given to fit, which scores have too
 
     def __init__(self) -> None:
         super().__init__()
         self._where: dict[str, Any] = {"layer": None, "pool": None}
+        self._settling = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_settling": None}  # it is told by addresses, which a copy does not have
 
     # what a subclass fills in
 
@@ -55,7 +62,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
 
     @abstractmethod
     def _score(self, query: Tensor) -> Tensor:
-        """Scores ``(N,)`` of checked queries on this module's device and dtype."""
+        """Scores ``(N,)`` of checked queries, best in float64; they are rounded afterwards."""
 
     def _needs_labels(self) -> bool:
         """Whether ``fit`` takes labels, and from a loader if they are not given."""
@@ -143,14 +150,17 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         if model is not None or loaders is not None:
             options = {"input_key": input_key, "target_key": target_key, "cache": cache}
             given = self._from_model(given, model, loaders, {"layer": layer, "pool": pool, **options})
+        self._check_params()
         data = checked(given, self.feature, self._check_references, self._check)
         self._forget()
         self._where = {"layer": layer, "pool": pool}
         some = data.X if isinstance(data.X, Tensor) else data.Y
+        self._keep_precision(data)
         with torch.no_grad(), full_precision(torch.device("cpu") if some is None else some.device):
             self._fit_data(data, q)
             if data.Y is not None:
                 self._keep_calibration(data.Y, data.y_cal)
+        self._warn_of_references(data)
         return self
 
     def score(
@@ -285,7 +295,45 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         """Scores of queries of the right width, without gradients or reduced precision."""
         self._check_width(query, name)
         with torch.no_grad(), full_precision(query.device), full_precision(self._device(query)):
-            return self._score_labelled(query, labels)
+            return self._rounded(self._score_labelled(query, labels), query)
+
+    def _rounded(self, score: Tensor, query: Tensor) -> Tensor:
+        """Scores in the precision of the data, on the query's device; those of calibration samples exactly.
+
+        Raises
+        ------
+        InvalidInputError
+            For scores that overflow.
+        """
+        dtype = query.dtype if self.precision is None else self.precision.dtype
+        exact = score.to(exact_device(score)).double()
+        rounded = self._settled(exact).to(dtype).to(query.device)
+        if not bool(torch.isfinite(rounded).all()):
+            bad = int((~torch.isfinite(rounded)).sum())
+            raise InvalidInputError(
+                f"{bad} of {rounded.numel()} scores overflow {dtype}: the query holds numbers that are too "
+                "large for this score; rescale the data, or remove these rows"
+            )
+        return rounded
+
+    def _keep_precision(self, data: FitData) -> None:
+        rows: Any = data.Y if data.X is None else data.X
+        if rows is not None:
+            like = rows if isinstance(rows, Tensor) else rows.block(0, 1)
+            self.precision = torch.zeros(0, dtype=like.dtype, device=like.device)
+
+    def _warn_of_references(self, data: FitData) -> None:
+        """Say so where the calibration set is what the score was fitted on."""
+        X, Y = data.X, data.Y
+        if not self.requires_fit or self.feature != "embedding" or Y is None or not isinstance(X, Tensor):
+            return
+        if X is Y or (X.shape == Y.shape and torch.equal(X, Y.to(X))):
+            warnings.warn(
+                f"the calibration set of {type(self).__name__} equals its references, which score lower "
+                "than new samples do: a threshold from it accepts too little, often nothing. Hold samples "
+                "back for Y=, or use selkit.calibration.cross_val_scores",
+                stacklevel=3,
+            )
 
     def _score_labelled(self, query: Tensor, labels: Tensor | None) -> Tensor:
         """Scores of queries whose predicted labels may be known; most scores need none."""
@@ -338,7 +386,10 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         return {"layer": self._where["layer"], "pool": pool}
 
     def _set_extra(self, extra: dict[str, Any]) -> None:
-        self._where = {"layer": extra.get("layer"), "pool": extra.get("pool")}
+        layer, pool = extra.get("layer"), extra.get("pool")
+        if layer is not None:
+            text(layer, "layer")
+        self._where = {"layer": layer, "pool": choice(pool, "pool", (None, "mean", "tokens", "flatten"))}
 
 
 Stat = Literal["max", "mean", "median", "min"]

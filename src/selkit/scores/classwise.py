@@ -19,7 +19,7 @@ from selkit.scores.data import FitData, Given
 from selkit.scores.neighbors import CosineScore, EuclideanScore, KNNScore, MahalanobisScore
 from selkit.scores.pca import TensorPCA
 from selkit.utils.arrays import ArrayLike, check_fraction
-from selkit.utils.precision import full_precision
+from selkit.utils.precision import exact_device, full_precision
 
 Aggregate = Literal["max", "mean", "min"]
 
@@ -75,6 +75,12 @@ class ClassWiseScore(UncertaintyScore):
 
     # fitting
 
+    def _check_params(self) -> None:
+        if self.aggregate not in ("max", "mean", "min"):
+            raise InvalidInputError(f"aggregate must be 'max', 'mean' or 'min'; got {self.aggregate!r}")
+        if self.base is not None or type(self)._base is not ClassWiseScore._base:
+            self._base()._check_params()
+
     def _fit_data(self, data: FitData, q: float | None) -> None:
         if q is not None:
             q = check_fraction(q, "q (the fraction of references to keep)", zero=False)
@@ -82,8 +88,6 @@ class ClassWiseScore(UncertaintyScore):
             raise InvalidInputError(
                 f"{type(self).__name__} needs references and their labels: give X= and y="
             )
-        if self.aggregate not in ("max", "mean", "min"):
-            raise InvalidInputError(f"aggregate must be 'max', 'mean' or 'min'; got {self.aggregate!r}")
         self.width = torch.tensor(data.X.shape[1])
         labels = data.y.to(data.X.device)
         self.multilabel = torch.tensor(labels.ndim == 2)
@@ -109,7 +113,7 @@ class ClassWiseScore(UncertaintyScore):
         with torch.no_grad(), full_precision(Y.device):
             member = self._members(y_cal, Y)
             if y_cal.ndim == 1:
-                scores = self._of_one_class(Y, member.int().argmax(1))
+                scores = self._rounded(self._of_one_class(Y, member.int().argmax(1)), Y)
             else:
                 scores = self._matrix(Y)[member]
         classes = self.classes.to(Y.device)
@@ -143,7 +147,7 @@ class ClassWiseScore(UncertaintyScore):
             return self._matrix(checked)
 
     def _matrix(self, query: Tensor) -> Tensor:
-        return torch.stack([self._one(name, query) for name in self.each], 1)
+        return self._rounded(torch.stack([self._one(name, query) for name in self.each], 1), query)
 
     def _one(self, name: str, query: Tensor) -> Tensor:
         score = self.each[name]
@@ -174,11 +178,11 @@ class ClassWiseScore(UncertaintyScore):
 
     def _of_one_class(self, query: Tensor, place: Tensor) -> Tensor:
         """Scores where each query has one class: only the references of that class are looked at."""
-        scores = torch.empty(len(query), dtype=query.dtype, device=query.device)
+        scores = torch.empty(len(query), dtype=torch.float64, device=exact_device(query))
         for number, name in enumerate(self.each):
             rows = (place == number).nonzero()[:, 0]
             if len(rows):
-                scores[rows] = self._one(name, query[rows]).to(scores)
+                scores[rows.to(scores.device)] = self._one(name, query[rows]).to(scores)
         return scores
 
     def _members(self, labels: Tensor, query: Tensor) -> Tensor:
@@ -231,7 +235,8 @@ class ClassWiseScore(UncertaintyScore):
         known = self._known_scores(scores, or_own=False)
         each = self._calibration_groups("label" if groups is None else groups, len(known))
         names = self._all_present(each)
-        self._set([quantile_threshold(known[each == n], q, method=method) for n in names], names, up=True)
+        limits = [quantile_threshold(known[each == n], q, method=method) for n in names]
+        self._set(limits, names, known, up=True)
         return self
 
     def calibrate(self, **options: Any) -> Self:
@@ -267,7 +272,7 @@ class ClassWiseScore(UncertaintyScore):
         limits = self._threshold_for(matrix[:1].expand(count, -1)[:, 0], names)
         nearest = nn.functional.one_hot(matrix.argmin(1), count).bool()
         member = nearest if labels is None else self._members(labels, query)
-        score = self._combined(matrix, member)
+        score = self._rounded(self._combined(matrix, member), query)
         member = torch.where(member.any(1, keepdim=True), member, nearest)
         return score, ((matrix <= limits) | ~member).all(1)
 

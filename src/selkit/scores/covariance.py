@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,6 +15,11 @@ from selkit.utils.arrays import check_fraction
 from selkit.utils.precision import exact_device
 
 Shrinkage: TypeAlias = Literal["ledoit-wolf"] | float
+OVERFLOW = "X holds numbers so large that their squares overflow; rescale them"
+SINGULAR = (
+    "the covariance of the references is singular: fewer samples than dimensions, or features that "
+    "depend on each other; use shrinkage='ledoit-wolf', a larger shrinkage, or pca="
+)
 
 
 def class_means(X: Tensor | Rows, member: Tensor, classes: int) -> Tensor:
@@ -67,44 +74,129 @@ def second_moment(X: Tensor | Rows, means: Tensor, member: Tensor) -> tuple[Tens
     return product / len(member), fourth / len(member)
 
 
-def whitening_of(X: Tensor | Rows, means: Tensor, member: Tensor, shrinkage: Shrinkage) -> Tensor:
-    """``W`` in float64, so that rows ``(x - mean) W`` of ``X`` have about the identity as covariance.
+@dataclass(frozen=True)
+class Whitening:
+    """A linear map after which the covariance is about the identity, all in float64.
+
+    Where there are fewer samples than dimensions, nothing of the size ``(D, D)`` is made: outside the space of
+    the ``r`` directions in which the samples vary, the map is a multiple of the identity.
+
+    Attributes
+    ----------
+    matrix
+        ``x`` becomes ``x matrix``, ``(D, D)``; or, with ``stretch``, those directions, ``(D, r)``.
+    stretch
+        ``None``, or: ``x`` becomes ``rest x + ((x matrix) stretch) matrix'``, ``(r,)``.
+    rest
+        ``None``, or a number, ``()``.
+    """
+
+    matrix: Tensor
+    stretch: Tensor | None = None
+    rest: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows ``(N, D)``, centred, where the covariance is the identity."""
+        if self.stretch is None or self.rest is None:
+            return x @ self.matrix
+        inside = x @ self.matrix
+        return torch.addmm(x * self.rest, inside * self.stretch, self.matrix.T)
+
+    def dense(self) -> Tensor:
+        """The map as one matrix, ``(D, D)``."""
+        if self.stretch is None or self.rest is None:
+            return self.matrix
+        full: Tensor = (self.matrix * self.stretch) @ self.matrix.T
+        full.diagonal().add_(self.rest)
+        return full
+
+
+def whitening_of(X: Tensor | Rows, means: Tensor, member: Tensor, shrinkage: Shrinkage) -> Whitening:
+    """What gives centred rows of ``X`` about the identity as covariance.
 
     Raises
     ------
     InvalidInputError
         If the covariance is zero or singular, or for another ``shrinkage``.
     """
+    if len(member) < means.shape[1]:
+        return _whitening_of_few(X, means, member, shrinkage)
     covariance, fourth = second_moment(X, means, member)
-    return whitening(shrunk(covariance, fourth, len(member), shrinkage))
+    return Whitening(whitening(shrunk(covariance, fourth, len(member), shrinkage)))
 
 
-def ledoit_wolf(covariance: Tensor, fourth: Tensor, samples: int) -> float:
+def _whitening_of_few(X: Tensor | Rows, means: Tensor, member: Tensor, shrinkage: Shrinkage) -> Whitening:
+    """The same for fewer samples than dimensions, by the singular values of the centred samples."""
+    rows = torch.cat([part.to(means.device).double() for _, part in blocks_of(X)])
+    rows -= means[member.to(means.device)]
+    samples, width = rows.shape
+    fourth = rows.square().sum(1).square().mean()
+    if not math.isfinite(float(fourth)):
+        raise InvalidInputError(OVERFLOW)
+    _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
+    kept = sizes > sizes[0] * width * torch.finfo(torch.float64).eps
+    variance, directions = sizes[kept].square() / samples, directions[kept]
+    scale = variance.sum() / width
+    weight = _weight(scale, variance.square().sum(), fourth, (samples, width), shrinkage)
+    spread = (1 - weight) * variance + weight * scale
+    rest = weight * scale
+    if float(rest) < 1e-14 * float(spread.max()):
+        raise InvalidInputError(SINGULAR)
+    rest = rest.rsqrt()
+    return Whitening(directions.T.contiguous(), spread.rsqrt() - rest, rest)
+
+
+def ledoit_wolf(scale: Tensor, squared: Tensor, fourth: Tensor, shape: tuple[int, int]) -> float:
     """How far to shrink towards a multiple of the identity (Ledoit & Wolf 2004, "A well-conditioned estimator
     for large-dimensional covariance matrices", Lemma 3.2 to 3.4).
 
     Parameters
     ----------
-    covariance
-        Biased sample covariance ``(D, D)``.
+    scale, squared
+        Mean of the diagonal, and sum of squares, of the biased sample covariance.
     fourth
         Mean of ``|x - mean|^4``.
-    samples
-        Number of samples.
+    shape
+        Number of samples and of dimensions.
 
     Returns
     -------
     float
         Weight of the identity, in [0, 1].
     """
-    size = covariance.shape[0]
-    scale = covariance.diagonal().mean()
-    squared = covariance.square().sum()
+    samples, size = shape
     spread = (squared - size * scale.square()) / size
     noise = (fourth - squared) / (samples * size)
     if float(spread) <= 0:
         return 1.0
     return float((noise.clamp(min=0) / spread).clamp(max=1))
+
+
+def _weight(
+    scale: Tensor, squared: Tensor, fourth: Tensor, shape: tuple[int, int], shrinkage: Shrinkage
+) -> float:
+    """The weight of the identity that is asked for."""
+    if not float(scale) > 0:
+        raise InvalidInputError(
+            "the covariance of the references is zero: all of them (or all of each class) are equal"
+        )
+    if not math.isfinite(float(squared)):
+        raise InvalidInputError(OVERFLOW)
+    weight = check_shrinkage(shrinkage)
+    return ledoit_wolf(scale, squared, fourth, shape) if weight is None else weight
+
+
+def check_shrinkage(shrinkage: object) -> float | None:
+    """The weight of the identity, ``None`` for Ledoit and Wolf's.
+
+    Raises
+    ------
+    InvalidInputError
+        For anything else.
+    """
+    if isinstance(shrinkage, str) and shrinkage == "ledoit-wolf":
+        return None
+    return check_fraction(shrinkage, "shrinkage (where it is not 'ledoit-wolf')")
 
 
 def shrunk(covariance: Tensor, fourth: Tensor, samples: int, shrinkage: Shrinkage) -> Tensor:
@@ -116,14 +208,8 @@ def shrunk(covariance: Tensor, fourth: Tensor, samples: int, shrinkage: Shrinkag
         For another ``shrinkage``, or features that do not vary at all.
     """
     scale = covariance.diagonal().mean()
-    if not float(scale) > 0:
-        raise InvalidInputError(
-            "the covariance of the references is zero: all of them (or all of each class) are equal"
-        )
-    if shrinkage == "ledoit-wolf":
-        weight = ledoit_wolf(covariance, fourth, samples)
-    else:
-        weight = check_fraction(shrinkage, "shrinkage (where it is not 'ledoit-wolf')")
+    shape = (samples, len(covariance))
+    weight = _weight(scale, covariance.square().sum(), fourth, shape, shrinkage)
     return (1 - weight) * covariance + weight * scale * torch.eye(len(covariance)).to(covariance)
 
 
@@ -138,10 +224,7 @@ def whitening(covariance: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(covariance)
     diagonal = factor.diagonal()
     if int(failed) or float(diagonal.min()) < 1e-7 * float(diagonal.max()):
-        raise InvalidInputError(
-            "the covariance of the references is singular: fewer samples than dimensions, or features that "
-            "depend on each other; use shrinkage='ledoit-wolf', a larger shrinkage, or pca="
-        )
+        raise InvalidInputError(SINGULAR)
     identity = torch.eye(len(covariance)).to(covariance)
     inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
     return inverse.T.contiguous()

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from selkit.errors import InvalidInputError, NotFittedError
 from selkit.scores.base import UncertaintyScore
-from selkit.scores.covariance import Shrinkage, class_means, whitening_of
+from selkit.scores.covariance import Shrinkage, Whitening, check_shrinkage, class_means, whitening_of
 from selkit.utils.arrays import ArrayLike
-from selkit.utils.precision import exact_device
+from selkit.utils.checks import boolean
 
 
 class GaussianScore(UncertaintyScore):
@@ -34,9 +34,11 @@ class GaussianScore(UncertaintyScore):
     tensor([0., 2.])
     """
 
-    buffer_names = ("center", "whitening", "means", "classes")
+    buffer_names = ("center", "whitening", "stretch", "rest", "means", "classes")
     center: Tensor | None
     whitening: Tensor | None
+    stretch: Tensor | None
+    rest: Tensor | None
     means: Tensor | None
     classes: Tensor | None
     shrinkage: Shrinkage
@@ -49,6 +51,10 @@ class GaussianScore(UncertaintyScore):
     def _needs_labels(self) -> bool:
         return not self.one_class
 
+    def _check_params(self) -> None:
+        check_shrinkage(self.shrinkage)
+        boolean(self.one_class, "one_class")
+
     def _fit(self, X: Tensor, y: Tensor | None) -> None:
         if y is None or self.one_class:
             labels = torch.zeros(len(X), dtype=torch.long, device=X.device)
@@ -59,9 +65,9 @@ class GaussianScore(UncertaintyScore):
         self.classes, member = torch.unique(labels, return_inverse=True)
         means = class_means(X, member, len(self.classes))
         root = whitening_of(X, means, member, self.shrinkage)
-        middle = means.mean(0)  # subtracted before whitening, where float32 would lose digits
-        self.center, self.whitening = middle.to(X), root.to(X)
-        self.means = ((means - middle) @ root).to(X)
+        self.center = means.mean(0)  # subtracted in float64, before whitening: data may be far from the origin
+        self.whitening, self.stretch, self.rest = root.matrix, root.stretch, root.rest
+        self.means = root(means - self.center)
 
     def class_distances(self, query: ArrayLike) -> Tensor:
         """Squared Mahalanobis distance to each class mean.
@@ -85,26 +91,27 @@ class GaussianScore(UncertaintyScore):
         checked = self._check(query, "query")
         self._check_width(checked, "query")
         with torch.no_grad():
-            return self._distances(checked).to(checked)
+            return self._distances(checked).to(checked.dtype).to(checked.device)
+
+    def whitener(self) -> Whitening:
+        """The map of centred embeddings after which distances to :attr:`means` are Euclidean."""
+        if self.whitening is None:
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
+        return Whitening(self.whitening, self.stretch, self.rest)
 
     def _distances(self, query: Tensor) -> Tensor:
         """Squared distances in float64: some scores are small differences of them."""
-        if self.center is None or self.whitening is None or self.means is None:
+        if self.center is None or self.means is None:
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
-        device = exact_device(self.means)
-        center, whitening, means = (t.to(device).double() for t in (self.center, self.whitening, self.means))
-        inside = (query.to(self.means).to(device).double() - center) @ whitening
+        inside = self.whitener()(query.to(self.center) - self.center)
         # differences, not products: a query may be very near to a mean
-        return torch.cdist(inside, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return torch.cdist(inside, self.means, compute_mode="donot_use_mm_for_euclid_dist").square()
 
     def _nearest(self, query: Tensor) -> Tensor:
         return self._distances(query).amin(1)
 
-    def _rounded(self, score: Tensor, query: Tensor) -> Tensor:
-        return score.to(query.device, score.dtype if self.means is None else self.means.dtype)
-
     def _score(self, query: Tensor) -> Tensor:
-        return self._rounded(self._nearest(query), query)
+        return self._nearest(query)
 
 
 class RelativeMahalanobisScore(GaussianScore):
@@ -142,4 +149,4 @@ class RelativeMahalanobisScore(GaussianScore):
         self.background._fit(X, None)
 
     def _score(self, query: Tensor) -> Tensor:
-        return self._rounded(self._nearest(query) - self.background._nearest(query), query)
+        return self._nearest(query) - self.background._nearest(query)

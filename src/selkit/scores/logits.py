@@ -6,16 +6,18 @@ import math
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from selkit.embeddings.sources import Want
-from selkit.errors import InvalidInputError, NotFittedError
+from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.data import FitData
 from selkit.scores.tasks import TASKS, Canonical, Task, canonical, fit_temperature
 from selkit.utils.arrays import as_floating, as_tensor, check_finite
+from selkit.utils.checks import boolean, choice, given, number
 from selkit.utils.precision import exact_device
 
 
@@ -60,6 +62,12 @@ class LogitScore(UncertaintyScore):
         """Whether it can score: at once, unless its temperature is to be fitted."""
         return self.temperature != "fit" or self.fitted_temperature is not None
 
+    def _check_params(self) -> None:
+        choice(self.task, "task", TASKS)
+        boolean(self.per_member, "per_member")
+        if self.temperature != "fit":
+            _positive(self.temperature)
+
     def _needs_labels(self) -> bool:
         return self.temperature == "fit"
 
@@ -67,9 +75,7 @@ class LogitScore(UncertaintyScore):
     def T(self) -> float:  # noqa: N802 - the field's letter
         """The temperature in use."""
         if self.temperature != "fit":
-            if isinstance(self.temperature, bool) or not 0 < self.temperature < float("inf"):
-                raise InvalidInputError(f"temperature must be positive, or 'fit'; got {self.temperature!r}")
-            return float(self.temperature)
+            return _positive(self.temperature)
         if self.fitted_temperature is None:
             raise NotFittedError(
                 f"{type(self).__name__} has no temperature yet: call fit(X=logits, y=labels)"
@@ -85,8 +91,7 @@ class LogitScore(UncertaintyScore):
         return tensor
 
     def _canonical(self, logits: Tensor) -> Canonical:
-        if self.task not in TASKS:
-            raise InvalidInputError(f"task must be one of {list(TASKS)}; got {self.task!r}")
+        choice(self.task, "task", TASKS)
         return canonical(logits, self.task, self.per_member)
 
     def _fit_data(self, data: FitData, q: float | None) -> None:
@@ -112,7 +117,7 @@ class LogitScore(UncertaintyScore):
         if y is None:
             raise InvalidInputError("a fitted temperature needs labels: give y=")
         fitted = fit_temperature(self._canonical(X), y)
-        self.fitted_temperature = torch.tensor(fitted, dtype=X.dtype, device=X.device)
+        self.fitted_temperature = torch.tensor(fitted, dtype=torch.float64, device=exact_device(X))
 
     def _check_width(self, query: Tensor, name: str) -> None:
         classes = self._canonical(query).values.shape[1]
@@ -124,8 +129,14 @@ class LogitScore(UncertaintyScore):
     def _score(self, query: Tensor) -> Tensor:
         # float64: an entropy near 0 or an energy near 0 is a difference of nearly equal numbers
         logits = self._canonical(query.to(exact_device(query)).double())
-        score = self._compute(Canonical(logits.values / self.T, logits.categorical), self.T)
-        return score.to(query.device, query.dtype)
+        return self._compute(Canonical(logits.values / self.T, logits.categorical), self.T)
+
+
+def _positive(temperature: object) -> float:
+    """A temperature that logits can be divided by: neither they nor the energy may overflow."""
+    if not isinstance(temperature, (int, float, np.integer, np.floating)) or isinstance(temperature, bool):
+        raise InvalidTypeError(f"temperature must be positive, or 'fit'; got {given(temperature)}")
+    return number(temperature, "temperature (where it is not 'fit')", 1e-30, 1e30)
 
 
 class PointwiseLogitScore(LogitScore):
@@ -152,8 +163,9 @@ class EnergyScore(PointwiseLogitScore):
     """Free energy ``-T log sum exp(z / T)`` of the logits (Liu et al. 2020, "Energy-based out-of-distribution
     detection"); for several labels the sum over them (Wang et al. 2021, "JointEnergy").
 
-    A single logit is read as the pair ``(0, z)``, whose energy is low only for class 1; scores that treat
-    both classes alike are :class:`EntropyScore` and :class:`MarginScore`.
+    A single logit ``z`` is read as the pair ``(-z/2, z/2)``, which has the same probabilities as ``(0, z)``
+    and treats both classes alike: the energy is ``-T log(2 cosh(z / 2T))``, low far from the boundary on
+    either side. That of a label, which is there or is not, is ``-T log(1 + exp(z / T))``.
 
     Parameters
     ----------
@@ -177,6 +189,8 @@ class EnergyScore(PointwiseLogitScore):
         return -temperature * z.logsumexp(1)
 
     def _bernoulli(self, z: Tensor, temperature: float) -> Tensor:
+        if self.task == "binary":  # log(2 cosh(z / 2)), without overflow
+            return -temperature * (z.abs() / 2 + functional.softplus(-z.abs()))
         return -temperature * functional.softplus(z)
 
 
@@ -344,8 +358,8 @@ class MutualInformationScore(EnsembleLogitScore):
         return _entropy(mean) - _entropy(z).mean(1)
 
     def _bernoulli(self, z: Tensor) -> Tensor:
-        mean = z.sigmoid().mean(2)
-        together = -torch.xlogy(mean, mean) - torch.xlogy(1 - mean, 1 - mean)
+        mean, other = z.sigmoid().mean(2), (-z).sigmoid().mean(2)  # 1 - mean would cancel
+        together = -torch.xlogy(mean, mean) - torch.xlogy(other, other)
         return together - _binary_entropy(z).mean(2)
 
 

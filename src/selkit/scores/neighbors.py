@@ -13,12 +13,12 @@ from selkit.errors import FileFormatError, InvalidInputError, NotAvailableError,
 from selkit.scores.approximate import build, opened, search
 from selkit.scores.base import Stat, UncertaintyScore
 from selkit.scores.cluster import DaskRows, is_dask
-from selkit.scores.covariance import Shrinkage, class_means, whitening_of
-from selkit.scores.pca import TensorPCA, fitted_projection, rebuilt_projection
+from selkit.scores.covariance import Shrinkage, Whitening, check_shrinkage, class_means, whitening_of
+from selkit.scores.pca import TensorPCA, check_pca, fitted_projection, rebuilt_projection
 from selkit.scores.rows import FileRows, Rows, TensorRows, as_rows, blocks_of
 from selkit.scores.search import References, nearest
 from selkit.utils.arrays import ArrayLike, check_count
-from selkit.utils.precision import full_precision
+from selkit.utils.precision import exact_device, full_precision
 
 Index = Literal["exact", "faiss"]
 STATS = ("max", "mean", "median", "min")
@@ -49,6 +49,7 @@ class KNNScore(UncertaintyScore):
     """
 
     buffer_names: ClassVar[tuple[str, ...]] = ("reference", "center", "norms", "file", "graph")
+    space_names: ClassVar[tuple[str, ...]] = ("projection",)  # the state that maps into the space
     reference: Tensor | None
     center: Tensor | None
     norms: Tensor | None
@@ -83,6 +84,16 @@ class KNNScore(UncertaintyScore):
 
     # fitting
 
+    def _check_params(self) -> None:
+        check_count(self.k, "k")
+        if self.stat not in STATS or self.index not in ("exact", "faiss"):
+            raise InvalidInputError(
+                f"stat must be one of {list(STATS)} and index 'exact' or 'faiss'; "
+                f"got {self.stat!r} and {self.index!r}"
+            )
+        if self.pca is not None:
+            check_pca(self.pca)
+
     def _check_references(self, values: object) -> Any:
         if is_dask(values):
             return DaskRows.checked(values, "X")
@@ -91,12 +102,6 @@ class KNNScore(UncertaintyScore):
         return self._check(values, "X")
 
     def _fit(self, X: Tensor | Rows, y: Tensor | None) -> None:
-        check_count(self.k, "k")
-        if self.stat not in STATS or self.index not in ("exact", "faiss"):
-            raise InvalidInputError(
-                f"stat must be one of {list(STATS)} and index 'exact' or 'faiss'; "
-                f"got {self.stat!r} and {self.index!r}"
-            )
         if X.shape[0] < self.k:
             raise InvalidInputError(
                 f"k={self.k} neighbours need at least as many references; got {X.shape[0]}"
@@ -107,7 +112,7 @@ class KNNScore(UncertaintyScore):
         self.projection = None if self.pca is None else fitted_projection(self.pca, X)
         self._learn_space(as_rows(X).mapped(self._projected))
         if isinstance(X, Tensor):
-            inside = self._inside(X)
+            inside = self._inside(X).contiguous()
             self._keep_references(References.of(inside))
             self.reference = inside
             self.graph = build(inside) if self.index == "faiss" else None
@@ -134,14 +139,14 @@ class KNNScore(UncertaintyScore):
     def _detached(self) -> KNNScore:
         """A copy without references, light enough to be sent to workers."""
         copy = type(self)(**self.get_params(deep=False))
-        light = {k: v for k, v in self.state_dict().items() if k.split(".")[0] in ("projection", "whitening")}
+        light = {k: v for k, v in self.state_dict().items() if k.split(".")[0] in self.space_names}
         copy.load_state_dict(light)
         return copy
 
     # searching
 
     def _projected(self, X: Tensor) -> Tensor:
-        return X if self.projection is None else self.projection.transform(X)
+        return X if self.projection is None else self.projection.coordinates(X)
 
     def _inside(self, X: Tensor) -> Tensor:
         return self._to_space(self._projected(X))
@@ -157,7 +162,9 @@ class KNNScore(UncertaintyScore):
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
         if self.center is None or self.norms is None:
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call fit(...) first")
-        return References(rows, self.center, self.norms)
+        # products in float32 suffice where the data were in float32: distances are computed anew
+        fast = self.center.dtype if self.precision is None else self.precision.dtype
+        return References(rows, self.center, self.norms, fast)
 
     def _reopened(self, address: Tensor) -> FileRows:
         found = FileRows.at(address)
@@ -187,7 +194,7 @@ class KNNScore(UncertaintyScore):
         with torch.no_grad():
             for _, block in blocks_of(rows):
                 distances, _ = self._nearest(block, self.k + 1)
-                parts.append(self._reduce(self._distance(distances[:, 1:], block)))
+                parts.append(self._reduce(self._distance(distances[:, 1:], block.to(distances.device))))
         return torch.cat(parts)
 
     def _reduce(self, distances: Tensor) -> Tensor:
@@ -198,11 +205,10 @@ class KNNScore(UncertaintyScore):
         return distances.mean(1) if self.stat == "mean" else distances[:, (self.k - 1) // 2]
 
     def _search(self, query: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        like = query if isinstance(self._outside, DaskRows) else self._references().center
-        inside = self._inside(query.to(like))
+        device = query.device if isinstance(self._outside, DaskRows) else self._references().center.device
+        inside = self._inside(query.to(device))
         distances, index = self._nearest(inside, self.k + offset)
-        found = self._distance(distances[:, offset:], inside)
-        return found.to(query.device), index[:, offset:].to(query.device)
+        return self._distance(distances[:, offset:], inside.to(distances.device)), index[:, offset:]
 
     def knn_search(self, query: ArrayLike, offset: int = 0) -> tuple[Tensor, Tensor]:
         """The k nearest references of each query.
@@ -233,7 +239,9 @@ class KNNScore(UncertaintyScore):
         self._check_width(checked, "query")
         check_count(offset, "offset", 0)
         with torch.no_grad(), full_precision(checked.device):
-            return self._search(checked, offset)
+            distances, index = self._search(checked, offset)
+        dtype = checked.dtype if self.precision is None else self.precision.dtype
+        return distances.to(dtype).to(checked.device), index.to(checked.device)
 
     def _rebuild(self, keys: list[str]) -> None:
         self.projection = rebuilt_projection(self.pca, keys)
@@ -249,7 +257,7 @@ class KNNScore(UncertaintyScore):
     def __getstate__(self) -> dict[str, Any]:
         # both are made again: from the bytes of the graph, and from the address of the file
         outside = None if isinstance(self._outside, FileRows) else self._outside
-        return {**self.__dict__, "_faiss": None, "_outside": outside}
+        return {**super().__getstate__(), "_faiss": None, "_outside": outside}
 
 
 class EuclideanScore(KNNScore):
@@ -317,7 +325,9 @@ class CosineScore(KNNScore):
                 )
 
     def _to_space(self, X: Tensor) -> Tensor:
-        # scaled first, so that the length neither overflows nor vanishes
+        # in float64: directions may be nearly the same, far from the origin; and scaled first, so that the
+        # length neither overflows nor vanishes
+        X = X.to(exact_device(X)).double()
         scaled = X / X.abs().amax(1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
         length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
         unit: Tensor = scaled.div_(length.clamp(min=torch.finfo(X.dtype).tiny))
@@ -348,8 +358,12 @@ class MahalanobisScore(KNNScore):
     tensor([1.4142, 1.4142])
     """
 
-    buffer_names = ("whitening",)
+    buffer_names = ("mean", "whitening", "stretch", "rest")
+    space_names = ("projection", "mean", "whitening", "stretch", "rest")
+    mean: Tensor | None
     whitening: Tensor | None
+    stretch: Tensor | None
+    rest: Tensor | None
     shrinkage: Shrinkage
 
     def __init__(
@@ -364,12 +378,24 @@ class MahalanobisScore(KNNScore):
         super().__init__(k, stat, pca, index=index)
         self.keep(shrinkage=shrinkage)
 
-    def _learn_space(self, X: Rows) -> None:
-        first = X.block(0, 1)
-        one = torch.zeros(X.shape[0], dtype=torch.long, device=first.device)
-        self.whitening = whitening_of(X, class_means(X, one, 1), one, self.shrinkage).to(first)
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_shrinkage(self.shrinkage)
 
-    def _to_space(self, X: Tensor) -> Tensor:
+    def _learn_space(self, X: Rows) -> None:
+        one = torch.zeros(X.shape[0], dtype=torch.long, device=X.block(0, 1).device)
+        means = class_means(X, one, 1)
+        root = whitening_of(X, means, one, self.shrinkage)
+        self.mean = means[0]
+        self.whitening, self.stretch, self.rest = root.matrix, root.stretch, root.rest
+
+    def whitener(self) -> Whitening:
+        """The map of embeddings, less :attr:`mean`, after which distances are Euclidean."""
         if self.whitening is None:
             raise NotFittedError("MahalanobisScore is not fitted yet: call fit(...) first")
-        return X @ self.whitening
+        return Whitening(self.whitening, self.stretch, self.rest)
+
+    def _to_space(self, X: Tensor) -> Tensor:
+        white = self.whitener()
+        # centred in float64: far from the origin float32 would lose all digits of a difference
+        return white(X.to(white.matrix) - self.mean)

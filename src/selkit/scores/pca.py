@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from selkit.scores.base import UncertaintyScore
 from selkit.scores.rows import Rows, blocks_of
 from selkit.scores.state import Stateful
 from selkit.utils.arrays import ArrayLike, as_matrix, check_count, check_fraction
+from selkit.utils.checks import boolean, given, number, seed
 from selkit.utils.precision import exact_device
 
 Mode = Literal["linear", "rff"]
@@ -87,6 +89,16 @@ class TensorPCA(Stateful):
         super().__init__()
         self.keep(n_components=n_components, gamma=gamma, M=M, mode=mode, mean_center=mean_center, seed=seed)
 
+    def _check_params(self) -> None:
+        _check_components(self.n_components)
+        if self.gamma is not None:
+            number(self.gamma, "gamma", 0, ends="()")
+        if self.M is not None:
+            check_count(self.M, "M")
+        boolean(self.mean_center, "mean_center")
+        seed(self.seed)
+        _ = self.uses_rff
+
     @property
     def is_fitted(self) -> bool:
         """Whether it can transform."""
@@ -116,13 +128,7 @@ class TensorPCA(Stateful):
         -------
         Self
         """
-        self.reset_partial()
-        checked = as_matrix(X, "X")
-        for part in torch.split(checked, 16384):
-            self.partial_fit(part)
-        self.finalize()
-        self._count = self._sum = self._scatter = None  # only a stream goes on
-        return self
+        return self.fit_rows(as_matrix(X, "X"))
 
     def reset_partial(self) -> Self:
         """Forget what ``partial_fit`` has seen, and what was fitted."""
@@ -150,16 +156,17 @@ class TensorPCA(Stateful):
             For NaN, infinity or another width than before.
         """
         checked = as_matrix(X, "X")
+        if self._count is None:
+            self._check_params()
         if self._count is None and self.uses_rff:
             self._draw(checked)
-        features = self._features(checked)
-        rows = features.to(exact_device(features)).double()
+        rows = self._features(checked)
         count, total = float(len(rows)), rows.sum(0)
         centred = rows - total / count if self.mean_center else rows
         scatter = centred.T @ centred
         if self._count is None or self._sum is None or self._scatter is None:
             self._count, self._sum, self._scatter = torch.tensor(count, dtype=torch.float64), total, scatter
-            self._dtype_of(checked)
+            self.mean = torch.zeros(0, dtype=torch.float64, device=rows.device)  # until finalize
             return self
         if len(self._sum) != rows.shape[1]:
             raise InvalidInputError(
@@ -190,23 +197,61 @@ class TensorPCA(Stateful):
         """
         if self._count is None or self._sum is None or self._scatter is None or self.mean is None:
             raise NotFittedError("TensorPCA has seen no samples: call partial_fit first")
-        dtype, device = self.mean.dtype, self.mean.device
         count = float(self._count)
         free = count - 1 if self.mean_center else count
         if free < 1:
             raise InvalidInputError("principal components need at least 2 samples")
+        _check_overflow(self._scatter)
         variance, vectors = torch.linalg.eigh(self._scatter / free)
         variance, vectors = variance.flip(0).clamp(min=0), vectors.flip(1)
+        mean = self._sum / count if self.mean_center else torch.zeros_like(self._sum)
+        self._keep_components(mean, variance, vectors.T, free)
+        return self
+
+    def _keep_components(self, mean: Tensor, variance: Tensor, directions: Tensor, free: float) -> None:
+        """Store the leading ones of all directions, ``(R, D)``, in order of their variance."""
         total = float(variance.sum())
+        _check_overflow(variance)
         if not total > 0:
             raise InvalidInputError("the samples do not vary: there are no principal components")
         number = self._number(variance / total, int(min(free, len(variance))))
-        mean = self._sum / count if self.mean_center else torch.zeros_like(self._sum)
-        self.mean = mean.to(dtype).to(device)
-        self.components = vectors[:, :number].T.contiguous().to(dtype).to(device)
-        self.explained_variance = variance[:number].to(dtype).to(device)
-        self.explained_variance_ratio = (variance[:number] / total).to(dtype).to(device)
+        self.mean = mean
+        self.components = directions[:number].contiguous()
+        self.explained_variance = variance[:number].contiguous()
+        self.explained_variance_ratio = self.explained_variance / total
+
+    def fit_rows(self, rows: Tensor | Rows) -> Self:
+        """Fit on checked rows, in memory or read a block at a time.
+
+        Raises
+        ------
+        InvalidInputError
+            As :meth:`finalize`.
+        """
+        self._check_params()
+        self.reset_partial()
+        width = self.M if self.uses_rff else next(blocks_of(rows, 1))[1].shape[1]
+        if width is not None and rows.shape[0] < width:
+            self._fit_few(torch.cat([part for _, part in blocks_of(rows)]))
+        else:
+            for _, part in blocks_of(rows):
+                self.partial_fit(part)
+            self.finalize()
+        self._count = self._sum = self._scatter = None  # only a stream goes on
         return self
+
+    def _fit_few(self, X: Tensor) -> None:
+        """Fewer samples than dimensions: singular values of the samples, and no matrix ``(D, D)``."""
+        if self.uses_rff:
+            self._draw(X)
+        rows = self._features(X)
+        free = len(rows) - 1 if self.mean_center else len(rows)
+        if free < 1:
+            raise InvalidInputError("principal components need at least 2 samples")
+        mean = rows.mean(0) if self.mean_center else torch.zeros_like(rows[0])
+        _check_overflow((rows - mean).square())
+        _, sizes, directions = torch.linalg.svd(rows - mean, full_matrices=False)
+        self._keep_components(mean, sizes.square() / free, directions, free)
 
     def transform(self, X: ArrayLike) -> Tensor:
         """Coordinates along the components.
@@ -221,6 +266,11 @@ class TensorPCA(Stateful):
         Tensor
             Shape ``(N, components)``.
         """
+        checked = as_matrix(X, "X")
+        return self.coordinates(checked).to(checked.dtype).to(checked.device)
+
+    def coordinates(self, X: Tensor) -> Tensor:
+        """What :meth:`transform` rounds: in float64, where this module's numbers are."""
         centred, components = self._centred(X)
         return centred @ components.T
 
@@ -249,7 +299,10 @@ class TensorPCA(Stateful):
         if self.uses_rff:
             raise NotAvailableError("random Fourier features cannot be undone; reconstruct() gives the error")
         components, mean = self._fitted()
-        return as_matrix(Z, "Z").to(components) @ components + mean
+        checked = as_matrix(Z, "Z")
+        if checked.shape[1] != len(components):
+            raise InvalidInputError(f"Z has {checked.shape[1]} columns; there are {len(components)} components")
+        return (checked.to(components) @ components + mean).to(checked.dtype).to(checked.device)
 
     def reconstruct(self, X: ArrayLike) -> tuple[Tensor, Tensor]:
         """What the components keep of each sample, and how far that is from it.
@@ -264,59 +317,67 @@ class TensorPCA(Stateful):
         reconstruction, error
             ``(N, D)`` (``(N, M)`` in the space of random features) and ``(N,)``, Euclidean.
         """
+        checked = as_matrix(X, "X")
+        kept, rest = self._parts(checked)
+        _, mean = self._fitted()
+        error = torch.linalg.vector_norm(rest, dim=1)
+        return (kept + mean).to(checked.dtype).to(checked.device), error.to(checked.dtype).to(checked.device)
+
+    def errors(self, X: Tensor) -> Tensor:
+        """The errors that :meth:`reconstruct` rounds: in float64, where this module's numbers are."""
+        return torch.linalg.vector_norm(self._parts(X)[1], dim=1)
+
+    def _parts(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """What the components keep of centred samples, and what is left."""
         centred, components = self._centred(X)
         kept = centred @ components.T @ components
-        _, mean = self._fitted()
-        return kept + mean, torch.linalg.vector_norm(centred - kept, dim=1)
+        return kept, centred - kept
 
     def _fitted(self) -> tuple[Tensor, Tensor]:
         if self.components is None or self.mean is None:
             raise NotFittedError("TensorPCA is not fitted yet: call fit, or partial_fit and finalize")
         return self.components, self.mean
 
-    def _centred(self, X: ArrayLike) -> tuple[Tensor, Tensor]:
+    def _centred(self, X: Tensor) -> tuple[Tensor, Tensor]:
         components, mean = self._fitted()
-        features = self._features(as_matrix(X, "X").to(mean))
+        features = self._features(X.to(mean))
         if features.shape[1] != len(mean):
             raise InvalidInputError(
                 f"X has {features.shape[1]} features; TensorPCA was fitted on {len(mean)}"
             )
         return features - mean, components
 
-    def _dtype_of(self, X: Tensor) -> None:
-        self.mean = torch.zeros(0, dtype=X.dtype, device=X.device)  # until finalize: where and how to store
-
     def _number(self, ratio: Tensor, available: int) -> int:
         wanted = self.n_components
-        if isinstance(wanted, int):
-            check_count(wanted, "n_components")
+        if isinstance(wanted, (int, np.integer)):
             if wanted > available:
                 raise InvalidInputError(
                     f"n_components={wanted}, but these samples have at most {available} components"
                 )
-            return wanted
-        check_fraction(wanted, "n_components", zero=False)
+            return int(wanted)
         reached = ratio.cumsum(0) >= wanted - 1e-12
         return min(int(reached.int().argmax()) + 1 if bool(reached.any()) else available, available)
 
     def _draw(self, X: Tensor) -> None:
         width = check_count(self.M, "M")
-        if self.gamma is None or not 0 < self.gamma < math.inf:
-            raise InvalidInputError(f"gamma must be positive; got {self.gamma!r}")
+        if self.gamma is None:
+            raise InvalidInputError("random Fourier features need both gamma= and M=")
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn((X.shape[1], width), generator=generator, dtype=torch.float64)
         phases = torch.rand(width, generator=generator, dtype=torch.float64) * 2 * math.pi
-        self.frequencies = (drawn * math.sqrt(2 * self.gamma)).to(X.dtype).to(X.device)
-        self.phases = phases.to(X.dtype).to(X.device)
+        self.frequencies = (drawn * math.sqrt(2 * self.gamma)).to(exact_device(X))
+        self.phases = phases.to(exact_device(X))
 
     def _features(self, X: Tensor) -> Tensor:
+        """What principal components are taken of, in float64: data may be far from the origin."""
+        X = X.to(exact_device(X)).double()
         if self.frequencies is None or self.phases is None:
             return X
         if X.shape[1] != len(self.frequencies):
             raise InvalidInputError(
                 f"X has {X.shape[1]} features; TensorPCA was fitted on {len(self.frequencies)}"
             )
-        projected = X.to(self.frequencies) @ self.frequencies + self.phases
+        projected = X @ self.frequencies + self.phases
         return math.sqrt(2 / len(self.phases)) * projected.cos()
 
 
@@ -345,6 +406,9 @@ class PCAScore(UncertaintyScore):
         self.keep(pca=pca)
         self.projection: TensorPCA | None = None
 
+    def _check_params(self) -> None:
+        check_pca(self.pca)
+
     def _fit(self, X: Tensor, y: Tensor | None) -> None:
         self.projection = fitted_projection(self.pca, X)
         components = self.projection.components
@@ -357,10 +421,41 @@ class PCAScore(UncertaintyScore):
     def _score(self, query: Tensor) -> Tensor:
         if self.projection is None:
             raise NotFittedError("PCAScore is not fitted yet: call fit(...) first")
-        return self.projection.reconstruct(query)[1].to(query.device)
+        return self.projection.errors(query)
 
     def _rebuild(self, keys: list[str]) -> None:
         self.projection = rebuilt_projection(self.pca, keys)
+
+
+def _check_components(wanted: object) -> None:
+    if isinstance(wanted, (int, np.integer)):
+        check_count(wanted, "n_components")
+    else:
+        check_fraction(wanted, "n_components", zero=False)
+
+
+def check_pca(pca: object) -> None:
+    """Refuse what is neither a :class:`TensorPCA` nor a number of components.
+
+    Raises
+    ------
+    InvalidInputError
+        Saying what is accepted.
+    """
+    if isinstance(pca, TensorPCA):
+        pca._check_params()
+    elif isinstance(pca, (int, float, np.integer, np.floating)):
+        _check_components(pca)
+    else:
+        raise InvalidInputError(
+            "pca must be a TensorPCA, a whole number of components or a fraction of the variance; "
+            f"got {given(pca)}"
+        )
+
+
+def _check_overflow(squares: Tensor) -> None:
+    if not bool(torch.isfinite(squares).all()):
+        raise InvalidInputError("X holds numbers so large that their squares overflow; rescale them")
 
 
 def fitted_projection(pca: TensorPCA | float, X: Tensor | Rows) -> TensorPCA:
@@ -376,9 +471,7 @@ def fitted_projection(pca: TensorPCA | float, X: Tensor | Rows) -> TensorPCA:
         copy.load_state_dict(pca.state_dict())
         copy.transform(next(blocks_of(X, 1))[1])  # refuses another width
     else:
-        for _, block in blocks_of(X):
-            copy.partial_fit(block)
-        copy.finalize()
+        copy.fit_rows(X)
     copy._count = copy._sum = copy._scatter = None
     return copy.to(X.device) if isinstance(X, Tensor) else copy
 

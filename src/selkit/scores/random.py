@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from selkit.errors import InvalidInputError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.data import FitData
 from selkit.utils.arrays import ArrayLike, as_floating, as_tensor, check_fraction
+from selkit.utils.checks import seed as valid_seed
 
 
 class RandomScore(UncertaintyScore):
@@ -41,12 +43,16 @@ class RandomScore(UncertaintyScore):
         super().__init__()
         self.keep(seed=seed)
 
+    def _check_params(self) -> None:
+        valid_seed(self.seed)
+
     def set_threshold(
         self, q: float = 0.99, *, scores: ArrayLike | None = None, method: str = "linear"
     ) -> Self:
         """As for every score; without calibration scores the threshold is ``q``: that is their quantile."""
         if scores is None and self.calibration_scores is None:
-            self._set([check_fraction(q, "q")], None, up=True)
+            q = check_fraction(q, "q")
+            self._set([q], None, np.array([q]), up=True)
             return self
         return super().set_threshold(q, scores=scores, method=method)
 
@@ -63,6 +69,10 @@ class RandomScore(UncertaintyScore):
         if data.Y is None:
             data.Y = data.X
 
+    def _settled(self, score: Tensor) -> Tensor:
+        """As drawn: no number is the score of a sample."""
+        return score
+
     def _check_width(self, query: Tensor, name: str) -> None:
         """Any width will do."""
 
@@ -72,7 +82,7 @@ class RandomScore(UncertaintyScore):
     def _score(self, query: Tensor) -> Tensor:
         generator = torch.Generator()
         if self.generator_state is None:
-            generator.manual_seed(self.seed)
+            generator.manual_seed(valid_seed(self.seed))
         else:  # part of the state, so that a loaded score goes on where the saved one was
             generator.set_state(self.generator_state.cpu())
         numbers = torch.rand(len(query), generator=generator)

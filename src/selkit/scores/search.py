@@ -3,9 +3,10 @@
 The squared distance is ``|r - c|^2 - 2 r.(q - c) + |q - c|^2 + 2 c.(q - c)`` with any fixed centre ``c``; the
 last two terms do not change which references are near. One matrix product gives the others for a block of
 references. An entry below a limit lies in a group whose minimum is, so all but a few entries are looked at
-once, by a minimum. A product in float32 is rounded: a few more candidates than k are kept,
-their distances are computed anew as sums of squared differences, and a bound on the rounding proves that
-none of the others is nearer; queries where it cannot are searched again in float64.
+once, by a minimum. Products are taken in float32 where the numbers come from float32 data, and are rounded: a
+few more candidates than k are kept, their distances are computed anew in float64 as sums of squared
+differences, and a bound on the rounding proves that none of the others is nearer; queries where it cannot are
+searched again in float64. So distances are those of float64, whatever the products were.
 """
 
 from __future__ import annotations
@@ -41,15 +42,25 @@ class References:
         ``(D,)``, near the middle, so that norms, and with them rounding errors, are small.
     norms
         ``|r - c|^2``, ``(N,)``.
+    fast
+        Dtype of the products.
     """
 
     rows: Rows
     center: Tensor
     norms: Tensor
+    fast: torch.dtype
 
     @classmethod
-    def of(cls, rows: Tensor | Rows) -> References:
+    def of(cls, rows: Tensor | Rows, fast: torch.dtype | None = None) -> References:
         """Prepare rows for searching.
+
+        Parameters
+        ----------
+        rows
+            ``(N, D)``.
+        fast
+            Dtype of the products; without it that of the rows.
 
         Raises
         ------
@@ -60,7 +71,7 @@ class References:
         center, norms = first.mean(0), first.new_empty(rows.shape[0])
         for where, block in blocks_of(rows, COLUMNS):
             norms[where] = (block - center).square_().sum(1)
-        found = cls(as_rows(rows), center, norms)
+        found = cls(as_rows(rows), center, norms, first.dtype if fast is None else fast)
         _check_range(found.norms, "X")
         return found
 
@@ -69,10 +80,11 @@ class References:
 
     def block(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Some rows and their norms, on the device and in the dtype of a tensor."""
-        rows = self.rows.block(start, stop).to(like)
-        if like.dtype is self.norms.dtype:
-            return rows, self.norms[start:stop].to(like.device)
-        return rows, (rows - self.center.to(like)).square().sum(1)
+        rows = self.rows.block(start, stop)
+        if like.dtype is torch.float64 and self.norms.dtype is not torch.float64:
+            rows = rows.to(like)
+            return rows, (rows - self.center.to(like)).square().sum(1)
+        return rows.to(like), self.norms[start:stop].to(like)
 
 
 def nearest(query: Tensor, references: References, k: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +93,7 @@ def nearest(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
     Parameters
     ----------
     query
-        ``(Q, D)``, of the references' dtype; the search runs on its device.
+        ``(Q, D)``; the search runs on its device.
     references
         What to search.
     k
@@ -90,7 +102,8 @@ def nearest(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
     Returns
     -------
     distances, indices
-        ``(Q, k)`` each, nearest first. Of references at the same distance any may be named.
+        ``(Q, k)`` each, nearest first; distances in float64. Of references at the same distance any may be
+        named.
 
     Raises
     ------
@@ -102,18 +115,29 @@ def nearest(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
             f"{k} neighbours are asked for, but there are {len(references)} references; "
             "lower k (or offset), or fit on more"
         )
+    exact = query.to(exact_device(query)).double()
+    given = references.rows.block(0, 1).dtype
+    # a query that float32 would round is not searched in it, unless the references are rounded as well
+    rounds = given is not torch.float64 and not torch.equal(exact, exact.to(given).double())
+    dtype = torch.float64 if rounds else references.fast
+    asked = exact if dtype is torch.float64 else query.to(dtype)
     with full_precision(query.device):
-        distances, index, proven = _search(query, references, k)
-        if query.dtype is not torch.float64 and not bool(proven.all()):
+        distances, index, proven = _search(asked, exact, references, k)
+        if dtype is not torch.float64 and not bool(proven.all()):
             again = (~proven).nonzero()[:, 0]
-            wide = query[again].to(exact_device(query)).double()
-            exact, found, _ = _search(wide, references, k)
-            distances[again], index[again] = exact.to(distances), found.to(index.device)
+            wide = exact[again.to(exact.device)]
+            distances[again], found, _ = _search(wide, wide, references, k)
+            index[again] = found.to(index.device)
     return distances, index
 
 
-def _search(query: Tensor, references: References, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances, indices, and for which queries it is proven that no nearer reference was missed."""
+def _search(
+    query: Tensor, precise: Tensor, references: References, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances, indices, and for which queries it is proven that no nearer reference was missed.
+
+    ``precise`` is the query in float64.
+    """
     kept = min(len(references), k + SPARE)
     center = references.center.to(query)
     best = torch.full((len(query), kept), torch.inf, dtype=query.dtype, device=query.device)
@@ -132,17 +156,19 @@ def _search(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
     for rows, where in order:
         if rows != last[0]:
             shifted = query[rows] - center
-            _check_range(torch.linalg.vector_norm(shifted, dim=1).square(), "query")
+            if query.dtype is references.norms.dtype or query.dtype is torch.float64:
+                _check_range(torch.linalg.vector_norm(shifted, dim=1).square(), "query")
         if where != last[1]:
             block, norms = references.block(where.start, where.stop, query)
         last = (rows, where)
         products = _products(shifted, block, norms, buffer)
         groups = products.view(len(products), -1, GROUP)
         merge(groups, groups.amin(2), where.start, best[rows], index[rows])
-    exact, index = _refine(query, references, best, index)
+    exact, index = _refine(precise, references, index)
     if kept == len(references):  # nothing was left out
         return exact[:, :k], index[:, :k], torch.ones_like(exact[:, 0], dtype=torch.bool)
-    proven = exact[:, k - 1].square() <= best.amax(1) + _slack(query, references, exact[:, k - 1], spans)
+    farthest = exact[:, k - 1].to(query.device, query.dtype)
+    proven = farthest.square() <= best.amax(1) + _slack(query, references, farthest, spans)
     return exact[:, :k], index[:, :k], proven
 
 
@@ -223,21 +249,21 @@ def _merge_on_cpu(groups: Tensor, minima: Tensor, start: int, best: Tensor, inde
     where[...] = np.take_along_axis(places, order, 1)
 
 
-def _refine(query: Tensor, references: References, best: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances of the candidates as sums of squared differences, nearest first."""
-    exact = torch.empty_like(best)
+def _refine(query: Tensor, references: References, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances of the candidates as sums of squared differences in float64, nearest first."""
+    exact = torch.empty(index.shape, dtype=torch.float64, device=query.device)
     for rows in _spans(len(query), 256):
         near = references.rows.take(index[rows]).to(query)
         exact[rows] = torch.linalg.vector_norm(near.sub_(query[rows, None]), dim=2)
     exact, order = exact.sort(dim=1)
-    return exact, index.gather(1, order)
+    return exact, index.gather(1, order.to(index.device))
 
 
 def _slack(query: Tensor, references: References, farthest: Tensor, spans: list[slice]) -> Tensor:
     """What has to be added to a product to stay below the squared distance, whatever was rounded."""
     center = references.center.to(query)
     largest, middle = float(references.norms.max()), float(torch.linalg.vector_norm(center))
-    unit = torch.finfo(query.dtype).eps * (query.shape[1] + 8)
+    unit = torch.finfo(query.dtype).eps * (query.shape[1] + 12)  # 12: sums of few terms, and rounded rows
     slack = torch.empty_like(farthest)
     for rows in spans:
         shifted = query[rows] - center

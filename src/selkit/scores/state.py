@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
+from selkit.utils.atomic import replacing
+from selkit.utils.checks import as_path, boolean, given
 
-FORMAT = 1  # raised when a file of this version could no longer be read
+FORMAT = 2  # raised when a file of this version could no longer be read
 
 
 class Stateful(nn.Module):
@@ -70,25 +72,57 @@ class Stateful(nn.Module):
         Raises
         ------
         InvalidInputError
-            For a name that is no parameter.
+            For a name that is no parameter, or a value that it cannot have; nothing is set then.
         """
-        for name, value in params.items():
-            own, _, inner = name.partition("__")
-            if own not in self._param_names():
-                raise InvalidInputError(
-                    f"{type(self).__name__} has no parameter {own!r}; it has {self._param_names()}"
-                )
-            if inner:
-                getattr(self, own).set_params(**{inner: value})
-            else:
-                self.keep(**{own: value})
+        before = {name: getattr(self, name) for name in self._param_names()}
+        try:
+            for name, value in params.items():
+                own, _, inner = name.partition("__")
+                if own not in before:
+                    raise InvalidInputError(
+                        f"{type(self).__name__} has no parameter {own!r}; it has {self._param_names()}"
+                    )
+                if not inner:
+                    self.keep(**{own: value})
+                elif hasattr(getattr(self, own), "set_params"):
+                    getattr(self, own).set_params(**{inner: value})
+                else:
+                    raise InvalidInputError(
+                        f"{own} is {given(getattr(self, own))}, which has no parameter {inner!r}"
+                    )
+            self._check_params()
+        except Exception:
+            self.keep(**before)
+            raise
         return self
+
+    def _check_params(self) -> None:
+        """Raise for a parameter that has a value it cannot have.
+
+        Done by ``fit``, ``set_params`` and ``load``; as in scikit-learn, not by the constructor.
+        """
 
     def extra_repr(self) -> str:
         """The parameters."""
         return ", ".join(f"{name}={value!r}" for name, value in self.get_params(deep=False).items())
 
     # torch's state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as every module does, but keep the digits: ``half()`` around a score does not reach it."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            try:
+                moved = fn(tensor)
+            except TypeError:
+                if tensor.dtype is not torch.float64:
+                    raise
+                return tensor  # Apple's accelerator has no float64: it stays where it is
+            narrower = moved.is_floating_point() and moved.element_size() < tensor.element_size()
+            return tensor.to(moved.device) if narrower else moved
+
+        made: Self = super()._apply(keep, recurse)
+        return made
 
     def _rebuild(self, keys: list[str]) -> None:
         """Make the submodules that fitting would have made, for a state with these keys."""
@@ -104,7 +138,9 @@ class Stateful(nn.Module):
         for name in self._all_buffer_names():
             value = state_dict.get(prefix + name)
             # a buffer takes the shape of what is loaded, and becomes None where nothing is
-            setattr(self, name, None if value is None else value.detach().clone().to(device))
+            # and one layout: another one would be another kernel, with other last digits
+            kept = None if value is None else value.detach().clone(memory_format=torch.contiguous_format)
+            setattr(self, name, None if kept is None else kept.to(device))
         self._rebuild(own)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -131,16 +167,28 @@ class Stateful(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, whose header holds the parameters as JSON.
 
+        The file is written whole or not at all, with a checksum over all that decides: parameters,
+        references, thresholds and what they promise.
+
         Parameters
         ----------
         path
             File to write; an existing one is replaced.
+
+        Raises
+        ------
+        InvalidTypeError
+            If ``path`` is not a path, or something cannot be saved.
+        OSError
+            If the file cannot be written: no such folder, a full disk.
         """
         from safetensors.torch import save_file
 
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        spec = self._spec() | {"format": FORMAT, "sha256": _digest(tensors)}
-        save_file(tensors, str(path), metadata={"selkit": json.dumps(spec)})
+        spec = self._spec() | {"format": FORMAT}
+        header = json.dumps(spec | {"sha256": _digest(tensors, spec)})
+        with replacing(path) as new:
+            save_file(tensors, str(new), metadata={"selkit": header})
 
     @classmethod
     def load(cls, path: str | Path, *, trust: bool = False, **objects: Any) -> Self:
@@ -166,8 +214,8 @@ class Stateful(nn.Module):
         FileFormatError
             For a damaged or foreign file, another class, or a newer format.
         """
-        tensors, spec = _read(Path(path))
-        made = _build(spec, trust=trust, objects=objects, where=str(path))
+        tensors, spec = _read(as_path(path))
+        made = _build(spec, trust=boolean(trust, "trust"), objects=objects, where=str(path))
         if not isinstance(made, cls):
             raise FileFormatError(
                 f"{path} holds a {type(made).__name__}, not a {cls.__name__}; "
@@ -184,8 +232,9 @@ class Stateful(nn.Module):
         """Finish loading, after the tensors are there."""
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> str:
+    """Checksum of all that a file holds."""
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -206,15 +255,24 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileFormatError(f"{path} is not a readable safetensors file: {error}") from error
     try:
         spec = json.loads(metadata["selkit"])
-        version, digest = spec["format"], spec["sha256"]
-    except (KeyError, TypeError, ValueError):
+        version, digest = spec["format"], spec.pop("sha256")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise FileFormatError(
             f"{path} is a safetensors file, but selkit did not write it: "
             "its header has no valid 'selkit' entry"
         ) from None
-    if version != FORMAT:
-        raise FileFormatError(f"{path} has format {version}; this selkit reads format {FORMAT}")
-    if digest != _digest(tensors):
+    if type(version) is not int or version != FORMAT:
+        older = type(version) is int and 0 < version < FORMAT
+        raise FileFormatError(
+            f"{path} has format {given(version)}; this selkit reads format {FORMAT}"
+            + (
+                ". It was written before the checksum covered parameters and thresholds and before scores "
+                "were computed in float64: fit again, and save"
+                if older
+                else ""
+            )
+        )
+    if digest != _digest(tensors, spec):
         raise FileFormatError(f"{path} is damaged: its checksum does not match its content")
     return tensors, spec
 
@@ -231,17 +289,20 @@ def _encode(value: Any) -> Any:
     if isinstance(value, _PLAIN):
         return {"float": repr(value)} if isinstance(value, float) and not np.isfinite(value) else value
     if isinstance(value, (tuple, list)) and all(isinstance(item, _PLAIN) for item in value):
-        return {"tuple": list(value)} if isinstance(value, tuple) else list(value)
+        kept = [_encode(item) for item in value]
+        return {"tuple": kept} if isinstance(value, tuple) else kept
     return {"object": f"{type(value).__module__}.{type(value).__name__}"}
 
 
 def _decode(value: Any, name: str, *, trust: bool, where: str) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, name, trust=trust, where=where) for item in value]
     if not isinstance(value, dict):
         return value
     if "stateful" in value:
         return _build(value["stateful"], trust=trust, objects={}, where=where)
     if "tuple" in value:
-        return tuple(value["tuple"])
+        return tuple(_decode(item, name, trust=trust, where=where) for item in value["tuple"])
     if "float" in value:
         return float(value["float"])
     raise InvalidTypeError(
@@ -251,6 +312,13 @@ def _decode(value: Any, name: str, *, trust: bool, where: str) -> Any:
 
 
 def _build(spec: Mapping[str, Any], *, trust: bool, objects: Mapping[str, Any], where: str) -> Stateful:
+    """A score or projection without its tensors.
+
+    Raises
+    ------
+    FileFormatError
+        For a description that is incomplete, unknown, or of something that cannot be.
+    """
     try:
         kind, params, extra = str(spec["class"]), dict(spec["params"]), dict(spec["extra"])
     except (KeyError, TypeError, ValueError):
@@ -268,5 +336,9 @@ def _build(spec: Mapping[str, Any], *, trust: bool, objects: Mapping[str, Any], 
         made = cls(**given)
     except TypeError as error:
         raise FileFormatError(f"{where} does not fit this version of {kind}: {error}") from error
-    made._set_extra(extra)
+    try:
+        made._set_extra(extra)
+        made._check_params()
+    except (InvalidInputError, InvalidTypeError) as error:
+        raise FileFormatError(f"{where} holds a {kind} that cannot be: {error}") from error
     return made

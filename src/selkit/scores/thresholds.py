@@ -18,11 +18,15 @@ from selkit.calibration.risk import Method
 from selkit.errors import InvalidInputError, InvalidTypeError, NoGuaranteeError, NotFittedError
 from selkit.scores.state import Stateful
 from selkit.utils.arrays import ArrayLike, as_tensor, as_vector
+from selkit.utils.precision import exact_device
 
 if TYPE_CHECKING:
     from selkit.scores.base import UncertaintyScore
 
 Vector = npt.NDArray[np.float64]
+SAME_32 = 2.0**-22  # two units in the last place of float32: computed in float64, scores differ by one
+SAME_64 = 2.0**-36  # float64 data: far above the rounding of a score, far below what tells samples apart
+
 Otherwise = Literal["raise", "accept_all", "accept_nothing"]
 
 
@@ -35,11 +39,15 @@ class Thresholds(Stateful, ABC):
         "calibration_scores",
         "calibration_labels",
         "promise",
+        "anchors",
     )
     threshold: Tensor | None
     threshold_groups: Tensor | None
     calibration_scores: Tensor | None
     calibration_labels: Tensor | None
+    precision: Tensor | None
+    _settling: tuple[Any, ...] | None
+    anchors: Tensor | None  # the calibration scores on both sides of each threshold
     promise: Tensor | None  # how the threshold was set, as bytes of JSON: it is saved like the rest
 
     @property
@@ -80,7 +88,7 @@ class Thresholds(Stateful, ABC):
             For ``q`` outside [0, 1] or scores with NaN.
         """
         known = self._known_scores(scores, or_own=True)
-        self._set([quantile_threshold(known, q, method=method)], None, up=True)
+        self._set([quantile_threshold(known, q, method=method)], None, known, up=True)
         text = f"nothing: it is the {q:g} quantile of {len(known)} calibration scores"
         self._remember(text, quantile=float(q))
         return self
@@ -140,7 +148,7 @@ class Thresholds(Stateful, ABC):
         else:
             rule = _risk_rule(known, losses, otherwise, risk=risk, confidence=confidence, method=method)
         if groups is None:
-            self._set([rule(np.ones(len(known), dtype=bool))], None, up=risk is None)
+            self._set([rule(np.ones(len(known), dtype=bool))], None, known, up=risk is None)
             self._remember_rule(len(known), "", coverage=coverage, risk=risk, confidence=confidence)
             return self
         each = self._calibration_groups(groups, len(known))
@@ -153,7 +161,7 @@ class Thresholds(Stateful, ABC):
                 failed.append(f"group {name}: {error}")
         if failed:
             raise NoGuaranteeError("no threshold for some groups:\n" + "\n".join(failed))
-        self._set(found, names, up=risk is None)
+        self._set(found, names, known, up=risk is None)
         inside = f", within each of {len(names)} groups"
         self._remember_rule(len(known), inside, coverage=coverage, risk=risk, confidence=confidence)
         return self
@@ -241,11 +249,50 @@ class Thresholds(Stateful, ABC):
             )
         return as_vector(found, "scores", finite=False)
 
-    def _set(self, values: Sequence[float], groups: npt.NDArray[np.int64] | None, *, up: bool) -> None:
+    def _set(
+        self, values: Sequence[float], groups: npt.NDArray[np.int64] | None, known: Vector, *, up: bool
+    ) -> None:
         self.promise = None
         found = self._as_threshold(values, up=up)
         self.threshold = found[0] if groups is None else found
         self.threshold_groups = None if groups is None else torch.from_numpy(groups).to(found.device)
+        ordered = np.unique(known)
+        place = np.searchsorted(ordered, np.asarray(values), side="right")
+        near = ordered[np.unique(np.clip(np.concatenate([place - 1, place]), 0, len(ordered) - 1))]
+        self.anchors = torch.from_numpy(near).to(exact_device(found))
+
+    def _settled(self, score: Tensor) -> Tensor:
+        """Scores in float64, each that is a calibration score but for rounding put exactly on it.
+
+        The last digits of a score depend on the batch that it is computed in, on the number of threads and on
+        the processor; decisions about calibration samples, of which one is the threshold, must not.
+        """
+        points, reach = self._points()
+        if points is None:
+            return score
+        points = points.to(score.device)
+        flat = score.flatten().contiguous()
+        right = torch.searchsorted(points, flat).clamp(max=len(points) - 1)
+        left = (right - 1).clamp(min=0)
+        nearer = (flat - points[left]).abs() < (points[right] - flat).abs()
+        point = torch.where(nearer, points[left], points[right])
+        close = (flat - point).abs() <= reach * point.abs().clamp(min=float(points.abs().median()))
+        return torch.where(close, point, flat).view(score.shape)
+
+    def _points(self) -> tuple[Tensor | None, float]:
+        """Calibration scores in order, and how near to one a score is taken for it, relative to its size."""
+        held = (self.calibration_scores, self.anchors)
+        key = tuple((id(t), None if t is None or t.is_inference() else t._version) for t in held)
+        if self._settling is None or self._settling[0] != key:
+            known = [t.detach().to(exact_device(t)).double().flatten() for t in held if t is not None]
+            known = [t[torch.isfinite(t)] for t in known]
+            points = torch.cat([t.to(known[0].device) for t in known]).unique() if known else None
+            points = None if points is None or not len(points) else points
+            # what is told apart by its address is kept alive with it
+            self._settling = (key, held, points)
+        stored = (self.calibration_scores, self.threshold)
+        coarse = any(t is not None and t.dtype is torch.float32 for t in stored)
+        return self._settling[2], SAME_32 if coarse else SAME_64
 
     def _remember(self, text: str, **numbers: Any) -> None:
         content = json.dumps({"text": text, **numbers}).encode()
@@ -271,10 +318,10 @@ class Thresholds(Stateful, ABC):
 
     def _as_threshold(self, values: Sequence[float], *, up: bool) -> Tensor:
         """Thresholds in the precision of the scores, rounded to the side on which the promise holds."""
-        buffers = list(self.buffers())
+        own = self.precision
+        device = torch.device("cpu") if own is None else own.device
         exact = torch.tensor(values, dtype=torch.float64)
-        device = buffers[0].device if buffers else exact.device
-        if any(buffer.dtype is torch.float64 for buffer in buffers):
+        if own is not None and own.dtype is torch.float64:
             return exact.to(device)
         rounded = exact.float()
         wrong = rounded.double() < exact if up else rounded.double() > exact

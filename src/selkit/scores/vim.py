@@ -57,19 +57,19 @@ class ViMScore(UncertaintyScore):
         super().__init__()
         self.keep(head=head, n_components=n_components)
 
+    def _check_params(self) -> None:
+        if self.n_components is not None:
+            check_count(self.n_components, "n_components")
+
     def _fit(self, X: Tensor, y: Tensor | None) -> None:
         weight, bias = _head(self.head, X)
         size = self._size(X)
         device = exact_device(X)
-        exact = weight.double().to(device)
-        origin = -torch.linalg.pinv(exact) @ bias.double().to(device)
-        moment = torch.zeros((X.shape[1], X.shape[1]), dtype=torch.float64, device=device)
-        for part in torch.split(X, 16384):
-            rows = part.to(device).double() - origin
-            moment += rows.T @ rows
-        _, vectors = torch.linalg.eigh(moment / len(X))
-        self.weight, self.bias, self.origin = weight, bias, origin.to(X)
-        self.outside = vectors[:, : X.shape[1] - size].to(X)  # the smallest eigenvalues come first
+        weight, bias = weight.to(device).double(), bias.to(device).double()
+        origin = -torch.linalg.pinv(weight) @ bias
+        vectors = _directions(X, origin)
+        self.weight, self.bias, self.origin = weight, bias, origin
+        self.outside = vectors[:, : X.shape[1] - size].contiguous()  # the smallest eigenvalues come first
         lengths, logits = self._parts(X)
         residual, largest = lengths.mean(), logits.amax(1).mean()
         if not float(residual) > 0 or not float(largest) > 0:
@@ -84,7 +84,7 @@ class ViMScore(UncertaintyScore):
         width = X.shape[1]
         if self.n_components is None:
             return 1000 if width >= 2048 else 512 if width >= 768 else max(1, width // 2)
-        size = check_count(self.n_components, "n_components")
+        size = int(self.n_components)
         if size >= width:
             raise InvalidInputError(f"n_components={size} leaves nothing outside of {width} dimensions")
         return size
@@ -93,14 +93,33 @@ class ViMScore(UncertaintyScore):
         """Length of the residual, and the logits."""
         if self.outside is None or self.weight is None or self.bias is None or self.origin is None:
             raise NotFittedError("ViMScore is not fitted yet: call fit(...) first")
+        query = query.to(self.origin)  # float64: the origin may be far from the data, and the logits large
         residual = (query - self.origin) @ self.outside
         return torch.linalg.vector_norm(residual, dim=1), query @ self.weight.T + self.bias
 
     def _score(self, query: Tensor) -> Tensor:
         if self.alpha is None:
             raise NotFittedError("ViMScore is not fitted yet: call fit(...) first")
-        residual, logits = self._parts(query.to(self.alpha))
-        return (self.alpha * residual - logits.logsumexp(1)).to(query.device)
+        residual, logits = self._parts(query)
+        return self.alpha * residual - logits.logsumexp(1)
+
+
+def _directions(X: Tensor, origin: Tensor) -> Tensor:
+    """Eigenvectors of the mean of ``(x - o)(x - o)'``, in float64, those of the smallest eigenvalues first."""
+    moment = torch.zeros((X.shape[1], X.shape[1]), dtype=torch.float64, device=origin.device)
+    for part in torch.split(X, 16384):
+        rows = part.to(origin) - origin
+        moment += rows.T @ rows
+    if not bool(torch.isfinite(moment).all()):
+        raise InvalidInputError("X holds numbers so large that their squares overflow; rescale them")
+    values, vectors = torch.linalg.eigh(moment / len(X))
+    if float(values[-1]) < 1e6 * float(values.median()):
+        return vectors
+    # far from that origin squares lose the digits that tell the small directions apart: none are made
+    triangle = moment.new_zeros((0, X.shape[1]))
+    for part in torch.split(X, 16384):
+        triangle = torch.linalg.qr(torch.cat([triangle, part.to(origin) - origin]), mode="r").R
+    return torch.linalg.svd(triangle).Vh.flip(0).T
 
 
 def _head(head: nn.Linear | Sequence[ArrayLike] | None, X: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,4 +138,4 @@ def _head(head: nn.Linear | Sequence[ArrayLike] | None, X: Tensor) -> tuple[Tens
             f"head must map embeddings of width {X.shape[1]} to logits: W (C, {X.shape[1]}), b (C,); got "
             f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         )
-    return weight.to(X), bias.to(X)
+    return weight, bias

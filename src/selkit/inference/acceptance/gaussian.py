@@ -14,7 +14,7 @@ from selkit.scores.gaussian import GaussianScore, RelativeMahalanobisScore
 
 
 def _whitened(score: GaussianScore) -> Affine:
-    return Affine(numbers(score.center), numbers(score.whitening))
+    return Affine(numbers(score.center), numbers(score.whitener().dense()))
 
 
 @register(GaussianScore)

@@ -200,8 +200,9 @@ class EuclideanSet(ScoreSet):
 
     def __init__(self, score: KNNScore) -> None:
         self.project = Affine.of_projection(score.projection)
-        white = getattr(score, "whitening", None)
-        self.whiten = Affine(None, None if white is None else numbers(white))
+        self.whiten = Affine()
+        if isinstance(score, MahalanobisScore):
+            self.whiten = Affine(numbers(score.mean), numbers(score.whitener().dense()))
         self.balls = Balls(references_of(score))
         self.k, self.stat = score.k, score.stat
 
