@@ -110,7 +110,9 @@ FAR: list[tuple[UncertaintyScore, Callable[[Any, Any, Any], np.ndarray]]] = [
     (EuclideanScore(k=3, stat="mean"), lambda q, r, y: np.sort(cdist(q, r), 1)[:, :3].mean(1)),
     (
         EuclideanScore(pca=4),
-        lambda q, r, y: nearest_of(cdist(*(PCA(4, svd_solver="full").fit(r).transform(x) for x in (q, r))), 1),
+        lambda q, r, y: nearest_of(
+            cdist(*(PCA(4, svd_solver="full").fit(r).transform(x) for x in (q, r))), 1
+        ),
     ),
     (CosineScore(k=2), lambda q, r, y: nearest_of(cosine(q, r), 2)),
     (MahalanobisScore(k=2), lambda q, r, y: nearest_of(whole(q, r), 2)),
@@ -201,7 +203,9 @@ def query_of(score: Any, rows: np.ndarray, at: slice) -> Any:
 
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 @pytest.mark.parametrize("score", ALL, ids=called)
-def test_decisions_at_calibration_samples_do_not_depend_on_how_they_are_asked(score: Any, mean: float) -> None:
+def test_decisions_at_calibration_samples_do_not_depend_on_how_they_are_asked(
+    score: Any, mean: float
+) -> None:
     """Batch, dtype and threads change last digits; every calibration sample is at the threshold once."""
     threads = torch.get_num_threads()
     for dtype in (np.float32, np.float64):

@@ -184,9 +184,7 @@ def _scored(
         kind = helper.np_dtype_to_tensor_dtype(dtype)
         g.model.graph.input.append(helper.make_tensor_value_info(threshold, kind, stored.shape))
     before = g.references
-    result, selected = decide(
-        g, score, found, Limit.of(threshold, score, stored, groups), prediction
-    )
+    result, selected = decide(g, score, found, Limit.of(threshold, score, stored, groups), prediction)
     known, promised = guarantee_of(score)
     info = ScoreInfo(
         name=type(score).__name__,

@@ -151,7 +151,9 @@ def gaussian(g: Emitter, score: GaussianScore, features: str) -> str:
     if score.center is None or score.means is None:
         raise NotFittedError(f"{type(score).__name__} is not fitted yet: call fit(...) first")
     inside = whitened(g, score.whitener(), score.center, g.double(features))
-    distance = g.op("Gather", nearest(g, inside, as_array(score.means), 1), np.asarray(0, dtype=np.int64), axis=1)
+    distance = g.op(
+        "Gather", nearest(g, inside, as_array(score.means), 1), np.asarray(0, dtype=np.int64), axis=1
+    )
     return g.op("Mul", distance, distance)
 
 

@@ -65,7 +65,9 @@ class GaussianScore(UncertaintyScore):
         self.classes, member = torch.unique(labels, return_inverse=True)
         means = class_means(X, member, len(self.classes))
         root = whitening_of(X, means, member, self.shrinkage)
-        self.center = means.mean(0)  # subtracted in float64, before whitening: data may be far from the origin
+        self.center = means.mean(
+            0
+        )  # subtracted in float64, before whitening: data may be far from the origin
         self.whitening, self.stretch, self.rest = root.matrix, root.stretch, root.rest
         self.means = root(means - self.center)
 

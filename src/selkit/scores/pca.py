@@ -301,7 +301,9 @@ class TensorPCA(Stateful):
         components, mean = self._fitted()
         checked = as_matrix(Z, "Z")
         if checked.shape[1] != len(components):
-            raise InvalidInputError(f"Z has {checked.shape[1]} columns; there are {len(components)} components")
+            raise InvalidInputError(
+                f"Z has {checked.shape[1]} columns; there are {len(components)} components"
+            )
         return (checked.to(components) @ components + mean).to(checked.dtype).to(checked.device)
 
     def reconstruct(self, X: ArrayLike) -> tuple[Tensor, Tensor]:

@@ -131,9 +131,7 @@ def nearest(query: Tensor, references: References, k: int) -> tuple[Tensor, Tens
     return distances, index
 
 
-def _search(
-    query: Tensor, precise: Tensor, references: References, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _search(query: Tensor, precise: Tensor, references: References, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Distances, indices, and for which queries it is proven that no nearer reference was missed.
 
     ``precise`` is the query in float64.
