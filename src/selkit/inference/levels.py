@@ -67,7 +67,8 @@ def tie(scores: NDArray[Any]) -> float:
     >>> tie(np.array([-2.0, 1.0]))
     2e-10
     """
-    return TIE * float(np.abs(scores).max(initial=0.0))
+    # Where all are zero, nothing tells their scale: rounding is far below 1e-10 there too.
+    return TIE * (float(np.abs(scores).max(initial=0.0)) or 1.0)
 
 
 def representable(threshold: float, dtype: torch.dtype | None) -> float:

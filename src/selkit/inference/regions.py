@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from selkit.errors import InvalidInputError
-from selkit.inference.levels import TIE, tie
+from selkit.inference.levels import tie
 from selkit.inference.postprocess import Builder
 from selkit.utils.boundary import checked_fields
 
@@ -244,8 +244,7 @@ class PredictedClass(Region):
         rule = self.rule.given(values) if isinstance(self.rule, Region) else float(self.rule)
         # The first of equal classes is predicted, as argmax says; rounding does not decide.
         first = int(np.flatnonzero(logits[0] >= logits.max() - tie(logits))[0])
-        size = float(np.abs(logits).max()) or 1.0
-        return _ClassMap(self.logits, rule, first, logits.shape[1], size)
+        return _ClassMap(self.logits, rule, first, logits.shape[1], tie(logits))
 
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
         """Not known before the class is: see :meth:`given`."""
@@ -264,8 +263,8 @@ class _ClassMap(Region):
     rule: float | Region
     index: int
     classes: int
-    size: float
-    """The largest of the logits, without signs; 1 where all are zero."""
+    equal: float
+    """The difference up to which logits are equal."""
 
     advice = (
         "a score lies on the threshold, or the predicted class leads, by rounding alone; move the threshold "
@@ -316,5 +315,5 @@ class _ClassMap(Region):
         ties = np.full(count, tie(score))
         if isinstance(self.rule, Region):
             ties[:-leads] = self.rule.ties(score, count - leads)
-        ties[-leads:] = TIE * self.size
+        ties[-leads:] = self.equal
         return ties

@@ -279,6 +279,18 @@ class Thresholds(Stateful, ABC):
         close = (flat - point).abs() <= reach * point.abs().clamp(min=float(points.abs().median()))
         return torch.where(close, point, flat).view(score.shape)
 
+    def rounding(self, value: float) -> float:
+        """Up to which a score is taken for the calibration score ``value``, as on the threshold.
+
+        Parameters
+        ----------
+        value
+            A calibration score, such as the threshold.
+        """
+        points, reach = self._points()
+        typical = 0.0 if points is None else float(points.abs().median())
+        return reach * max(abs(value), typical)
+
     def _points(self) -> tuple[Tensor | None, float]:
         """Calibration scores in order, and how near to one a score is taken for it, relative to its size."""
         held = (self.calibration_scores, self.anchors)

@@ -8,6 +8,7 @@ from selkit.errors import NotAvailableError, NotFittedError
 from selkit.inference.acceptance.neighbors import numbers
 from selkit.inference.acceptance.sets import ScoreSet, register, score_set
 from selkit.inference.acceptance.spans import Floats, Spans, together
+from selkit.inference.levels import tie
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.classwise import (
     ClassWiseScore,
@@ -36,7 +37,7 @@ class ClassWiseSet(ScoreSet):
                 "because the class that is nearest decides where no label is predicted, and that changes "
                 "along a line; use a score of the whole embedding"
             )
-        self.width = int(score.width)
+        self.width, self.score = int(score.width), score
         self.each: dict[int, ScoreSet] = {}
         for name, part in score.each.items():
             if isinstance(part, UncertaintyScore):
@@ -70,7 +71,10 @@ class ClassWiseSet(ScoreSet):
             logits = [np.concatenate([np.zeros_like(end), end], 1) for end in logits]
         found = []
         for label, part in self.each.items():
-            limit = self.limits[label] if np.isnan(threshold) else threshold
+            limit = threshold
+            if np.isnan(threshold):
+                limit = self.limits[label]
+                limit += self.score.rounding(limit) if np.isfinite(limit) else 0.0
             predicted = _wins(logits[0], logits[1], label)
             rows = predicted.row
             here = Spans.where(np.ones(len(rows), dtype=bool)) if limit == np.inf else None
@@ -81,10 +85,16 @@ class ClassWiseSet(ScoreSet):
 
 
 def _wins(first: Floats, last: Floats, label: int) -> Spans:
-    """Where one line is above all others: one interval on each piece."""
+    """Where one line is above those before it and not below those behind it: one interval on each piece.
+
+    So says argmax, of classes that are equal over a whole stretch too; rounding does not decide that.
+    """
     if label >= first.shape[1]:
         return Spans.where(np.zeros(len(first), dtype=bool))
-    behind, after = (np.delete(end - end[:, label : label + 1], label, axis=1) for end in (first, last))
+    equal = tie(np.stack([first, last])) * np.where(np.arange(first.shape[1]) < label, 1.0, -1.0)
+    behind, after = (
+        np.delete(end - end[:, label : label + 1] + equal, label, axis=1) for end in (first, last)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         place = behind / (behind - after)
     low = np.where((behind > 0) & (after <= 0), place, 0.0).max(1, initial=0.0)

@@ -17,6 +17,7 @@ from selkit.inference.acceptance.given import Acceptance
 from selkit.inference.acceptance.sets import ScoreSet, score_set
 from selkit.inference.acceptance.spans import Floats
 from selkit.inference.intervals import EMPTY, Intervals, as_intervals
+from selkit.inference.levels import tie
 from selkit.inference.line import Follower, Line, Trace
 from selkit.scores import ClassWiseScore
 
@@ -84,10 +85,14 @@ class AcceptanceEvent:
         if self.limit == np.inf:
             return windows
         pairs = [(float(low), float(high)) for low, high in windows]
-        found = [self._settle(trace) for trace in self.follower.follow(line, pairs)]
+        # A score that is on the threshold but for rounding is on it, and may be so over whole stretches.
+        level = (
+            self.limit + self.acceptance.score.rounding(self.limit) if np.isfinite(self.limit) else self.limit
+        )
+        found = [self._settle(trace, level) for trace in self.follower.follow(line, pairs)]
         return as_intervals(np.concatenate(found))
 
-    def _settle(self, trace: Trace) -> Intervals:
+    def _settle(self, trace: Trace, level: float) -> Intervals:
         features = self._features(trace.values)
         if not bool(torch.isfinite(features).all()):
             raise InvalidInputError(
@@ -97,7 +102,7 @@ class AcceptanceEvent:
         pieces = trace.joined.nonzero(as_tuple=True)[0]
         start, stop = _array(features[pieces]), _array(features[pieces + 1])
         low, high = trace.z[pieces].cpu().numpy(), trace.z[pieces + 1].cpu().numpy()
-        spans = self.set.below(start, stop, self.limit)
+        spans = self.set.below(start, stop, level)
         begin, width = low[spans.row], (high - low)[spans.row]
         ends = [
             np.where(part == 1.0, high[spans.row], begin + width * part) for part in (spans.low, spans.high)
@@ -140,9 +145,13 @@ class AcceptanceEvent:
     def _predicted(self, features: Tensor) -> Tensor:
         logits = features[:, self._width :]
         score = self.acceptance.score
+        equal = tie(logits.cpu().numpy())
         if isinstance(score, ClassWiseScore) and score.multilabel is not None and bool(score.multilabel):
-            return (logits > 0).long()
-        return (logits > 0).long()[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
+            return (logits > equal).long()
+        if logits.shape[1] == 1:
+            return (logits > equal).long()[:, 0]
+        # The first of equal classes, as argmax says where rounding does not decide.
+        return (logits >= logits.amax(1, keepdim=True) - equal).long().argmax(1)
 
 
 def _array(values: Tensor) -> Floats:
