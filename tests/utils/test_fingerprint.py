@@ -43,7 +43,7 @@ DIFFERENT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pair", DIFFERENT, ids=str)
+@pytest.mark.parametrize("pair", DIFFERENT, ids=lambda pair: type(pair[0]).__name__)
 def test_different_values_differ(pair):
     first, second = pair
     assert fingerprint(first) != fingerprint(second)
