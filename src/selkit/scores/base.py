@@ -15,7 +15,7 @@ from torch import Tensor
 from selkit.embeddings.batches import Key
 from selkit.embeddings.extract import extract as extract_features
 from selkit.embeddings.sources import Pool, Want, run, source_of
-from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
+from selkit.errors import InvalidInputError, InvalidTypeError, NotFiniteError, NotFittedError
 from selkit.scores.data import (
     AsGiven,
     FitData,
@@ -339,7 +339,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
 
         Raises
         ------
-        InvalidInputError
+        NotFiniteError
             For scores that overflow.
         """
         dtype = query.dtype if self.precision is None else self.precision.dtype
@@ -347,7 +347,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         rounded = self._settled(exact).to(dtype).to(query.device)
         if not bool(torch.isfinite(rounded).all()):
             bad = int((~torch.isfinite(rounded)).sum())
-            raise InvalidInputError(
+            raise NotFiniteError(
                 f"{bad} of {rounded.numel()} scores overflow {dtype}: the query holds numbers that are too "
                 "large for this score; rescale the data, or remove these rows"
             )
