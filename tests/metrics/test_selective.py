@@ -258,7 +258,7 @@ def test_validation_runs_once_on_the_full_batch():
     metric = SelectiveMetric(BinaryAccuracy())
     assert metric.full["BinaryAccuracy"].validate_args
     assert not metric.selected["BinaryAccuracy"].validate_args
-    with pytest.raises(RuntimeError, match="Detected the following values in `target`"):
+    with pytest.raises(InvalidInputError, match="Detected the following values in `target`"):
         metric.update(torch.tensor([0, 1]), torch.tensor([0, 7]), torch.tensor([True, False]))
 
 

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torchmetrics import Metric, MetricCollection
 
 from selkit.embeddings.batches import Key, check_key, input_of, take_rows, target_of
+from selkit.embeddings.lightning import TRANSFER_HOOKS, overrides
 from selkit.embeddings.outputs import one_row
 from selkit.embeddings.reading import Reading
 from selkit.embeddings.sources import call
@@ -264,6 +265,17 @@ class SelectiveInferenceTask(HandsOn):
         self._readings = {}
         if self._trainer is not None:
             listen(self.trainer)
+            self._warn_of_hooks(getattr(self.trainer, "datamodule", None))
+
+    def _warn_of_hooks(self, datamodule: Any) -> None:
+        """Say so where the score was fitted on batches that the run will see changed."""
+        hooks = [hook for hook in TRANSFER_HOOKS if overrides(datamodule, hook)]
+        if hooks and getattr(self.score, "_past_hooks", False):
+            warnings.warn(
+                f"{type(datamodule).__name__} has {' and '.join(hooks)}, which {type(self.score).__name__} was "
+                "fitted without: plain loaders= do not call hooks of a DataModule. Fit with loaders=datamodule",
+                stacklevel=2,
+            )
 
     def teardown(self, stage: str) -> None:
         """Leave the Trainer as it was."""
