@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from selkit.errors import InvalidInputError
-from selkit.graph.ops.base import Kind, Maximum, Smooth
+from selkit.graph.ops.base import Maximum, Smooth
 from selkit.graph.program import Program, Step
 
 TIE = 1e-10
@@ -29,10 +29,6 @@ MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Ga
 
 POOLS = ("MaxPool", "GlobalMaxPool")
 """Operators that commute with any increasing elementwise function."""
-
-
-STEEP = ("LeakyRelu", "PRelu", "Abs")
-"""Piecewise linear operators without a flat piece."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +135,11 @@ def undo(
             break
         current = live[0]
     found = Level(*_again(program, source, path, keep), level, above)
-    if not _may_be_flat(found.program):
-        return found
     # Where the map is flat, single precision may have rounded its level to the threshold. Values of half
     # precision are computed in double, so that its coarser rounding is not theirs.
     slack *= min(1.0, torch.finfo(torch.float32).eps / rounding)
+    if not _flat_at(found, slack):
+        return found
     return dataclasses.replace(found, level=level + slack if above else level - slack)
 
 
@@ -186,11 +182,19 @@ def _undo_step(step: Step, program: Program, near: _Near) -> _Near | None:
     return _Near(level, above, moved + grown, near.rounding)
 
 
-def _may_be_flat(program: Program) -> bool:
-    """Whether a program's value may be the same over stretches of a line in general position."""
-    return any(
-        step.kind is not Kind.AFFINE and type(step.operator).__name__ not in STEEP for step in program.steps
-    )
+def _flat_at(found: Level, slack: float) -> bool:
+    """Whether the value comes this close to its level on fixed noise: by chance it does so next to never."""
+    if slack <= 0 or not math.isfinite(found.level) or not found.program.steps:
+        return False
+    random = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([0.1, 1.0, 1.0, 10.0, 100.0], dtype=torch.float64)
+    inputs = {}
+    for name, shape in found.program.inputs.items():
+        noise = torch.randn((len(sizes), *shape), generator=random, dtype=torch.float64)
+        noise *= sizes.reshape(-1, *(1,) * len(shape))
+        inputs[name] = noise.to(found.program.device, found.program.dtype)
+    value = found.program.run(inputs)[found.value]
+    return bool(((value - found.level).abs() <= slack).any())
 
 
 def _constants(step: Step, program: Program) -> list[Any]:
