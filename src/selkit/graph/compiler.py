@@ -170,29 +170,14 @@ class Builder:
             return
         try:
             self._emit(operator, inputs, tuple(outputs), name)
-        except EXPECTED as error:
+        except (*EXPECTED, *FAULTS) as error:
+            internal = isinstance(error, FAULTS)
             shapes = ", ".join(str(self._shape_of(value)) for value in inputs if value)
             own = isinstance(operator, Unsupported)
-            reason = f"{error} (its inputs have the shapes {shapes})" if shapes and not own else str(error)
-            self._refused(operator, outputs, name, op_type, domain, reason)
-        except FAULTS as error:
-            reason = f"{type(error).__name__}: {error}"
-            self._refused(operator, outputs, name, op_type, domain, reason, internal=True)
-
-    def _refused(
-        self,
-        operator: Operator,
-        outputs: Sequence[str],
-        name: str,
-        op_type: str,
-        domain: str,
-        reason: str,
-        *,
-        internal: bool = False,
-    ) -> None:
-        kind = op_type or type(operator).__name__
-        opset = self.opset.get(domain, 0)
-        self.refuse(UnsupportedNode(name, kind, domain, opset, reason, internal), outputs)
+            said = f"{type(error).__name__}: {error}" if internal else str(error)
+            reason = f"{said} (its inputs have the shapes {shapes})" if shapes and not own else said
+            kind, opset = op_type or type(operator).__name__, self.opset.get(domain, 0)
+            self.refuse(UnsupportedNode(name, kind, domain, opset, reason, internal), outputs)
 
     def _shape_of(self, name: str) -> Shape:
         return self.shapes[name] if name in self.shapes else tuple(self.values[name].shape[1:])
