@@ -44,7 +44,9 @@ def run(processes: int, directory: Path) -> None:
         trainer.test(task, [loaders()["in order"], loaders()["weighted"]], verbose=False)
     if trainer.is_global_zero:
         said = [sum("different orders" in str(w.message) for w in kept) for kept in (seeded, alone, drawn)]
-        torch.save({"outputs": found, "predicted": predicted, "said": said}, directory / f"found{processes}.pt")
+        torch.save(
+            {"outputs": found, "predicted": predicted, "said": said}, directory / f"found{processes}.pt"
+        )
 
 
 if __name__ == "__main__":
