@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import subprocess
@@ -13,7 +14,8 @@ import torch
 from pyod.models.knn import KNN
 from safetensors.torch import load_file, save_file
 
-from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
+from selkit import scores
+from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError, SelkitError
 from selkit.scores import (
     CosineScore,
     EnergyScore,
@@ -341,3 +343,20 @@ def test_abstract_scores_cannot_be_made_and_own_scores_can(tmp_path: Path) -> No
     score.save(tmp_path / "norm.safetensors")
     loaded = UncertaintyScore.load(tmp_path / "norm.safetensors")
     np.testing.assert_allclose(loaded.score(QUERY), QUERY.norm(dim=1))
+
+
+WRONG = [float("nan"), "a", None, float("inf"), -1, 10**400, b"x", [], {}, object(), 1 + 1j, torch.tensor(torch.nan)]
+ANY = {"head", "base", "detector"}  # checked against the data, or anything that fits
+
+
+@pytest.mark.parametrize(
+    "kind", [name for name in scores.__all__ if not inspect.isabstract(getattr(scores, name))]
+)
+def test_parameters_are_refused_where_they_are_given(kind):
+    made = getattr(scores, kind)
+    for name, parameter in inspect.signature(made).parameters.items():
+        for value in WRONG:
+            if name in ANY or value is parameter.default:
+                continue
+            with pytest.raises(SelkitError, match=name.split("_")[0]):
+                made(**{name: value})
