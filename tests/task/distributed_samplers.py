@@ -51,7 +51,9 @@ def run(processes: int, directory: Path) -> None:
     if trainer.is_global_zero:
         runs = (seeded, alone, predicting, drawn)
         said = [sum("different orders" in str(w.message) for w in kept) for kept in runs]
-        torch.save({"outputs": found, "predicted": predicted, "said": said}, directory / f"found{processes}.pt")
+        torch.save(
+            {"outputs": found, "predicted": predicted, "said": said}, directory / f"found{processes}.pt"
+        )
 
 
 if __name__ == "__main__":

@@ -263,7 +263,11 @@ def test_half_precision_is_conditioned_on_the_event_of_single_precision(precisio
         task = SelectiveInferenceTask(model, score, region_test(), acc_test_outputs=True)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         trainer = Trainer(
-            precision=each, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+            precision=each,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -446,7 +446,9 @@ class Squares:
 @pytest.mark.filterwarnings("ignore:.*were rejected because.*")
 @pytest.mark.parametrize("batch", [1, 4, 30])
 @pytest.mark.parametrize(
-    "kind", [EuclideanScore(), GaussianScore(one_class=True), PyODScore(Squares())], ids=lambda s: type(s).__name__
+    "kind",
+    [EuclideanScore(), GaussianScore(one_class=True), PyODScore(Squares())],
+    ids=lambda s: type(s).__name__,
 )
 def test_finite_features_whose_score_overflows_are_rejected_and_counted(kind, batch):
     x, target = data(30)

@@ -204,7 +204,9 @@ class SelectiveMetric(Metric):
     def _usable(self, values: list[Any]) -> int:
         """How many rows have a target that some metric does not ignore."""
         target = values[1] if len(values) > 1 else None
-        rows = next((len(v) for v in values if isinstance(v, (list, tuple)) or (isinstance(v, Tensor) and v.ndim)), 1)
+        rows = next(
+            (len(v) for v in values if isinstance(v, (list, tuple)) or (isinstance(v, Tensor) and v.ndim)), 1
+        )
         ignored = [ignored_by(metric) for metric in self.full.values()]
         always = set.intersection(*ignored) if ignored else set()
         if not always or not isinstance(target, Tensor) or not target.ndim:
@@ -217,7 +219,12 @@ class SelectiveMetric(Metric):
     def _decidable(self, values: list[Any], rows: int) -> list[Any] | None:
         """Without rows whose prediction is NaN, for metrics that would then take all others for logits."""
         preds = values[0] if values else None
-        if not self._guesses or not isinstance(preds, Tensor) or not preds.ndim or not preds.is_floating_point():
+        if (
+            not self._guesses
+            or not isinstance(preds, Tensor)
+            or not preds.ndim
+            or not preds.is_floating_point()
+        ):
             return values
         bad = preds.detach().isnan().reshape(rows, -1).any(1)
         if not bool(bad.any()):

@@ -143,7 +143,9 @@ def _order_of(loader: Any) -> str | None:
     sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
     if not isinstance(sampler, DistributedSampler):
         return None
-    inner = getattr(sampler.dataset, "_sampler", None)  # Lightning's wrapper, of a sampler that orders for all
+    inner = getattr(
+        sampler.dataset, "_sampler", None
+    )  # Lightning's wrapper, of a sampler that orders for all
     order = getattr(sampler.dataset, "_sampler_list", None)
     if getattr(inner, "replacement", False):
         return None  # draws that are independent make one sample together
