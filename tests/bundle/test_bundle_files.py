@@ -461,6 +461,9 @@ def test_operators_that_are_not_standard_are_refused(score, tmp_path):
     model = linear(12)
     model.graph.node.append(helper.make_node("Gelu", ["x"], ["z"], domain="com.microsoft"))
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    bundle = selkit.export_bundle(model, score=score, path=tmp_path / "cut.onnx", embedding="embedding")
+    assert "Gelu" not in {node.op_type for node in onnx.load_from_string(bundle.content).graph.node}
+    model.graph.output.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None))
     with pytest.raises(UnsupportedModelError, match="not a standard operator"):
         selkit.export_bundle(model, score=score, path=tmp_path / "b.onnx")
 

@@ -92,8 +92,13 @@ def test_what_is_not_a_usable_model_is_refused(tmp_path: Path) -> None:
     whole = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> g (int64[N] a) => (int64[N] b) { b = Neg(a) }'
     )
-    with pytest.raises(InvalidTypeError, match=r"the model's input is tensor\(int64\)"):
+    with pytest.raises(InvalidTypeError, match=r"takes int64 \(bytes, token ids\), but the batch is float32"):
         extract(whole, [X])
+    words = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (string[N] a) => (string[N] b) { b = Identity(a) }'
+    )
+    with pytest.raises(InvalidTypeError, match=r"the model's input is tensor\(string\); it must be one of"):
+        extract(words, [X])
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, 10])
@@ -126,3 +131,79 @@ def test_values_without_a_row_for_each_sample_are_refused() -> None:
     broken.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(InvalidInputError, match="onnxruntime cannot load the model"):
         OnnxSource(broken, layer="r")
+
+
+TABLE = np.random.default_rng(2).normal(size=(300, 4)).astype(np.float32)
+
+
+def tokens(kind: str = "int64", length: str = "L") -> onnx.ModelProto:
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        net ({kind}[N, {length}] ids) => (float[N, 4] e)
+        {{ i = Cast<to=7>(ids)  t = Gather(table, i)  e = ReduceMean<axes=[1], keepdims=0>(t) }}"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(TABLE, "table"))
+    return proto
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "uint16", "int8"])
+def test_integers_stay_integers(kind: str) -> None:
+    ids = torch.from_numpy(np.random.default_rng(3).integers(0, 100, (10, 5)))
+    expected = torch.from_numpy(TABLE[ids.numpy()].mean(axis=1))
+    for given in (ids, ids.to(torch.int32), ids.to(torch.uint8)):
+        torch.testing.assert_close(extract(tokens(kind), [given]).values.float(), expected)
+    score = EuclideanScore(k=2).fit(model=tokens(kind), loaders={"train": [(ids, torch.zeros(10))]})
+    torch.testing.assert_close(score.score(model=tokens(kind), loader=[ids]), score.score(expected))
+
+
+def test_integers_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="takes uint8, but the batch has values from -1 to 256"):
+        extract(tokens("uint8"), [torch.tensor([[-1, 256]])])
+
+
+def test_nodes_and_inputs_that_the_layer_does_not_need_are_cut() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+        net (float[N, 6] x, float[N] other) => (float[N, 6] h, float[N] z)
+        { h = Relu(x)  z = own.Thing(h, other) }"""
+    )
+    torch.testing.assert_close(extract(proto, [X], layer="h").values.float(), X.relu())
+
+
+def test_a_batch_of_open_size_written_as_minus_one_is_not_cut_to_pieces() -> None:
+    proto = model()
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    torch.testing.assert_close(extract(proto, [X], layer="r").values.float(), hidden(X))
+
+
+def test_probabilities_are_taken_without_their_names() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 3]>
+        net (float[N, 6] x) => (float[N, 6] p)
+        { s = Softmax(x)  p = ai.onnx.ml.ZipMap<classlabels_int64s=[0, 1, 2, 3, 4, 5]>(s) }"""
+    )
+    table = onnx.helper.make_map_type_proto(
+        onnx.TensorProto.INT64, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    )
+    proto.graph.output[0].type.CopyFrom(onnx.helper.make_sequence_type_proto(table))
+    torch.testing.assert_close(extract(proto, [X], "logits").values.float(), X.softmax(1))
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_models_too_large_for_one_piece(
+    outside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = extract(model(), [X], layer="r").values
+    monkeypatch.setattr("selkit.graph.large.LIMIT", 100)
+    monkeypatch.setattr("selkit.graph.large.LARGE", 8)
+    form = model()
+    if outside:
+        onnx.save(form, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+        form = tmp_path / "m.onnx"
+    torch.testing.assert_close(extract(form, [X], layer="r").values, expected)
+    same, other = (OnnxSource(form, layer="r").identity for _ in "ab")
+    assert same == other
+    changed = model()
+    changed.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(W + 1, "W"))
+    assert OnnxSource(changed, layer="r").identity != same

@@ -280,7 +280,7 @@ def test_bad_options(options, text, content, images):
             InvalidTypeError,
             r"a mapping with an array for each explained input \('x', 'z'\)",
         ),
-        ("agraph (int64[N, 2] x) => (int64[N, 2] y) { y = Neg(x) }", (2,), InvalidTypeError, "token"),
+        ("agraph (int64[N, 2] x) => (int64[N, 2] y) { y = Neg(x) }", (2,), InvalidInputError, "no real"),
         (
             "agraph (float[N, 2] x) => (float[N, 2] y) <float[1, 2] w = {1, 2}> { y = Relu(w) }",
             (2,),

@@ -27,7 +27,7 @@ RECORDS = frozenset(
     str.split(
         "Bundle Comparison Description ScoreInfo Verification Features Explanation Node Program "
         "Step ValueSpec Graph AcceptedBy AcceptanceEvent Contrast RandomizedResult RoiResult RoiRow "
-        "RiskCoverage Emitter RoiTest"
+        "RiskCoverage Emitter RoiTest Quantization"
     )
 )
 """Made by selkit and given to users, who do not make them (their methods are called)."""
@@ -35,7 +35,7 @@ RECORDS = frozenset(
 BASES = frozenset(
     str.split(
         "Hypothesis Region PostProcess KNNScore LogitScore EnsembleLogitScore UncertaintyScore "
-        "ClassWiseScore EuclideanClassWiseScore CosineClassWiseScore"
+        "ClassWiseScore EuclideanClassWiseScore CosineClassWiseScore MaskRule"
     )
 )
 """Cannot be made, or are like another one in the table."""
@@ -209,6 +209,32 @@ def score_calls(name: str) -> list[Call]:
     ]
 
 
+STEPS: dict[str, dict[str, Any]] = {
+    "Crop": {"start": 0, "stop": None}, "Resize": {"mode": "linear", "size": None}, "SelectChannel": {"index": 0},
+    "Transpose": {"perm": (0, 1, 2)},
+}  # fmt: skip
+RULES: dict[str, dict[str, Any]] = {
+    "Threshold": {"value": 0.5, "steps": ()}, "TwoThresholds": {"low": -0.5, "high": 0.5, "steps": ()},
+    "Hysteresis": {"low": 0.2, "high": 0.5, "connectivity": 1, "steps": ()}, "Otsu": {"steps": ()},
+}  # fmt: skip
+
+
+def made(kind: Any, options: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    return kind, dict(options)
+
+
+def used(kind: Any, options: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A step on the way from the output to the score map."""
+    return lambda **k: selkit.load(
+        LINE, selkit.BackMeanDiff(0.5, post_process=(kind(**k),))).inference(IMAGE, 1.0), dict(options)  # fmt: skip
+
+
+def ruled(kind: Any, options: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A rule that makes the region."""
+    return lambda **k: selkit.load(
+        LINE, selkit.BackMeanDiff(region=kind(**k))).inference(IMAGE, 1.0), dict(options)  # fmt: skip
+
+
 def _inference() -> list[Call]:
     t = roi_test
     images = RNG.normal(size=(3, 1, 8))
@@ -239,6 +265,10 @@ def _inference() -> list[Call]:
         Call("AverageFilter", lambda: (inference.AverageFilter, {"kernel_size": 3})),
         *(Call(name, functools.partial(lambda kind: (kind, {}), getattr(inference, name)))
           for name in ("Abs", "Neg", "L1Norm", "InputDiff")),
+        *(Call(f"{name}{end}", functools.partial(used if end else made, getattr(inference, name), options))
+          for name, options in STEPS.items() for end in ("", ".used")),
+        *(Call(f"{name}{end}", functools.partial(ruled if end else made, getattr(inference, name), options))
+          for name, options in RULES.items() for end in ("", ".used")),
         Call("ArgMax", lambda: (inference.ArgMax, {"index": 1})),
         Call("TopK", lambda: (inference.TopK, {"k": 2})),
         Call("TopK.used", lambda: (lambda k: selkit.load(
@@ -340,7 +370,7 @@ def _abstention() -> list[Call]:
         Call("RiskCoverageMetric.plot", lambda: (updated().plot, {})),
         Call("DiscoveryMetric", lambda: (metrics.DiscoveryMetric, {"fdr": 0.1, "alpha": 0.05, "prefix": ""})),
         Call("DiscoveryMetric.update", lambda: (metrics.DiscoveryMetric().update, {
-            "p_value": torch.tensor([0.1, 0.4]), "selected": torch.tensor([True, False])})),
+            "p_value": torch.tensor([0.1, torch.nan]), "selected": torch.tensor([True, False])})),
         Call("SelectiveMetric", lambda: (metrics.SelectiveMetric, {"base": accuracy(), "activation": None})),
         Call("SelectiveMetric.update", lambda: (metrics.SelectiveMetric(accuracy()).update, {
             "preds": preds, "target": target, "selected": torch.ones(4, dtype=torch.bool)})),
@@ -380,6 +410,9 @@ def _models() -> list[Call]:
         Call("Explainer.export", lambda: (explainer().export, {"path": FOLDER / "e.onnx"})),
         Call("Explainer.verify", lambda: (explainer().verify, {"x": X[:2]})),
         Call("Explainer.load", lambda: (explain.Explainer.load, {"path": exported()})),
+        Call("IntegratedGradientsExplainer", lambda: (explain.IntegratedGradientsExplainer, {
+            "model": NETWORK, "references": X[:4], "output": "logits", "target": 0, "weights": None,
+            "tolerance": 1e-6, "budget": 200})),
         Call("Explanation.for_target", lambda: (explanation().for_target, {"target": 0})),
         Call("Explanation.plot", lambda: (explanation().plot, {})),
         Call("PermutationExplainer", lambda: (explain.PermutationExplainer, {

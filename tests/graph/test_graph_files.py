@@ -218,8 +218,8 @@ def test_values_of_absurd_size_are_refused_before_they_are_made(body: str):
 
 def test_declared_sizes_must_be_possible():
     made = model()
-    made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -3
-    with pytest.raises(FileFormatError, match="x declares the size -3"):
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**40
+    with pytest.raises(FileFormatError, match="x declares the size 1099511627776"):
         Graph.load(made)
 
 
@@ -263,7 +263,7 @@ def test_all_unsupported_nodes_are_listed_at_once():
         k = Cast<to=8>(x)
         l = Pad<mode="spiral">(x, w)
         m = Gather<axis="one">(x, w)
-        y = Add(x, x)""")
+        y = Concat<axis=0>(a, b, c, d, e, f, g, h, i, j, k, l, m)""")
     with pytest.raises(UnsupportedModelError) as caught:
         Graph.load(made)
     reasons = {node.op_type: node.reason for node in caught.value.nodes}
@@ -288,17 +288,6 @@ def test_schema_versions_that_are_not_covered_say_which_are():
         Graph.load(made)
 
 
-def test_subgraphs_are_refused():
-    branch = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["b"])], "branch", [], [helper.make_empty_tensor_value_info("b")]
-    )
-    made = nodes("y = Neg(x)")
-    made.graph.node[0].CopyFrom(helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch))
-    made.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
-    with pytest.raises(UnsupportedModelError, match=r"If .opset 17.: this operator is not supported"):
-        Graph.load(made)
-
-
 def test_strings_sequences_and_sparse_tensors_are_refused():
     made = model()
     made.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
@@ -309,9 +298,10 @@ def test_strings_sequences_and_sparse_tensors_are_refused():
     with pytest.raises(UnsupportedModelError, match="only tensors are supported"):
         Graph.load(made)
     made = model()
+    del made.graph.initializer[:]
     made.graph.sparse_initializer.append(
         helper.make_sparse_tensor(
-            numpy_helper.from_array(np.ones(1, np.float32), "v"),
+            numpy_helper.from_array(np.ones(1, np.float32), "w"),
             numpy_helper.from_array(np.zeros(1, np.int64)),
             [5],
         )

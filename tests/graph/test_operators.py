@@ -11,6 +11,7 @@ import torch
 from graph_cases import CASES as NUMBER_CASES
 from graph_cases import Case
 from graph_cases_parts import CASES as PART_CASES
+from graph_cases_quantized import CASES as QUANTIZED_CASES
 from graph_cases_shape import CASES as SHAPE_CASES
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from selkit.graph import Graph, Program
 from selkit.graph.ops import base
 from selkit.graph.ops.base import Kind, Maximum, PiecewiseLinear
 
-ALL = NUMBER_CASES + SHAPE_CASES + PART_CASES
+ALL = NUMBER_CASES + SHAPE_CASES + PART_CASES + QUANTIZED_CASES
 IDS = [f"{index}-{one.node.split('=', 1)[1].strip()}" for index, one in enumerate(ALL)]
 every_case = pytest.mark.parametrize("one", ALL, ids=IDS)
 

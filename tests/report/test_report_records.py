@@ -92,7 +92,7 @@ def test_a_sample_refuses(kwargs, error, text):
         (
             {"adjust": "holm"},
             InvalidInputError,
-            "adjust must be 'bh', 'by', 'bonferroni' or 'none', got 'holm'",
+            "adjust must be one of 'bh', 'by', 'bonferroni', 'none'; got 'holm'",
         ),
         ({"risk_coverage": ([1.0],)}, InvalidInputError, "got 1 arrays"),
         ({"risk_coverage": ([1.0], [0.1], [0.2], [0.3, 0.4])}, InvalidInputError, "of one length"),

@@ -64,9 +64,13 @@ class Limit:
         above = np.where(known > exact, known, np.inf).min(-1, initial=np.inf)
         below = np.where(known <= exact, known, -np.inf).max(-1, initial=-np.inf)
         exact = exact[..., 0]
-        rejects = (above <= exact + DIGITS * np.abs(exact)) & (below < exact)
-        gap = np.where(rejects, np.minimum(_most(known, exact), (above - below) / 2), 0.0)
-        floor = np.where(rejects, above - gap, np.inf).astype(values.dtype)
+        finite = np.where(np.isfinite(exact), exact, 0.0)
+        near = above <= finite + DIGITS * np.abs(finite)
+        rejects = near & (below < finite) & np.isfinite(exact) & np.isfinite(above)
+        gap = np.minimum(
+            _most(known, finite), np.where(rejects, above, 0.0) / 2 - np.where(rejects, below, 0.0) / 2
+        )
+        floor = np.where(rejects, np.where(rejects, above, 0.0) - gap, np.inf).astype(values.dtype)
         # rounded to the type of the values, it must not become the threshold itself
         least = np.nextafter(values, np.asarray(np.inf, dtype=values.dtype))
         rejected = np.where(rejects, np.maximum(above.astype(values.dtype), least), np.inf)

@@ -13,6 +13,7 @@ from selkit.bundle.emitter import Emitter
 from selkit.embeddings.sources import Pool
 from selkit.errors import InvalidInputError, NotAvailableError, UnsupportedModelError, UnsupportedNode
 from selkit.graph.files import Source, read
+from selkit.graph.tidy import keep
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.logits import LogitScore
 
@@ -35,6 +36,8 @@ def read_source(model: Source) -> onnx.ModelProto:
         If its opset is too old and ONNX cannot convert it.
     """
     proto = read(model)
+    if any(node.domain not in STANDARD for node in proto.graph.node):
+        keep(proto, ())  # what no output needs may be foreign
     foreign = [
         UnsupportedNode(
             node.name, node.op_type, node.domain, opset_of(proto, node.domain), "not a standard operator"

@@ -297,7 +297,7 @@ def _roi(run: _Run, test: RoiTest | Hypothesis) -> Iterator[Comparison]:
     if not isinstance(test, RoiTest):
         if run.origin.model is None:
             raise InvalidInputError("roi is a hypothesis, which needs the model: give model= too")
-        test = RoiTest(Graph.load(run.origin.model), test)
+        test = RoiTest(Graph.load(run.origin.model, ()), test)
     maps, regions = run.of("score_map"), run.of("roi")
     parts = [_selection(run, test, place) for place in range(len(maps))]
     expected_maps = np.concatenate([part[0] for part in parts])

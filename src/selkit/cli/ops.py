@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from selkit.cli import options as shared
 from selkit.cli.console import Console, Exit
@@ -93,16 +93,16 @@ def run(options: Namespace, console: Console) -> Exit:
     """Look at the model's nodes and print a table."""
     if options.model is None:
         return _all(console)
-    from selkit.errors import UnsupportedModelError
     from selkit.graph import Graph
 
-    try:
-        graph = Graph.load(options.model)
-    except UnsupportedModelError as error:
-        lines = _unsupported(options.model, error)
+    graph = Graph.load(options.model, ())
+    names = _asked(graph, options.output_index)
+    possible = [name for name in names if not graph.obstacles([name])]
+    if not possible:
+        lines = _unsupported(graph, names)
         verdict, found = "this model cannot be tested: nodes are not supported", []
     else:
-        lines = _supported(graph)
+        lines = _supported(graph, possible)
         found = _uses(graph, options)
         verdict = "\n".join(one if isinstance(one, str) else one.text() for one in found)
         if any(line.attribution == NO_RULE for line in lines):
@@ -123,6 +123,15 @@ def run(options: Namespace, console: Console) -> Exit:
     return Exit.CHECK_FAILED if bad else Exit.OK
 
 
+def _asked(graph: Graph, index: int | None) -> list[str]:
+    """Names of the outputs that are meant."""
+    if index is None:
+        return [spec.name for spec in graph.outputs]
+    if not 0 <= index < len(graph.outputs):
+        raise InvalidInputError(f"--output-index is {index}; the model has {len(graph.outputs)} output(s)")
+    return [graph.outputs[index].name]
+
+
 def _all(console: Console) -> Exit:
     from selkit.graph.ops.table import supported_operators
 
@@ -134,12 +143,12 @@ def _all(console: Console) -> Exit:
     return Exit.OK
 
 
-def _supported(graph: Graph) -> list[Line]:
-    """Count nodes by operator and by the kind that they have where they stand."""
+def _supported(graph: Graph, outputs: Sequence[str]) -> list[Line]:
+    """Count the nodes that outputs need, by operator and by the kind that they have where they stand."""
     from selkit.graph.ops.table import LINE
 
     counts: dict[tuple[str, Kind, str], int] = {}
-    for node, kind in _kinds(graph):
+    for node, kind in _kinds(graph, outputs):
         key = node.op_type, kind, attribution(node.operator, kind)
         counts[key] = counts.get(key, 0) + 1
     return [
@@ -150,12 +159,14 @@ def _supported(graph: Graph) -> list[Line]:
     ]
 
 
-def _kinds(graph: Graph) -> Iterator[tuple[Node, Kind]]:
-    """Each node with the kind that it has where it stands."""
+def _kinds(graph: Graph, outputs: Sequence[str]) -> Iterator[tuple[Node, Kind]]:
+    """Each node that outputs need with the kind that it has where it stands."""
+    from selkit.graph.nodes import needed
     from selkit.graph.ops.base import Kind
 
     live = {spec.name for spec in graph.inputs}
-    for node in graph.nodes:
+    for index in needed(graph.nodes, outputs, certain=True):
+        node = graph.nodes[index]
         kind = node.operator.kind([name in live for name in node.inputs])
         if kind is not Kind.CONSTANT:
             live.update(node.outputs)
@@ -180,17 +191,18 @@ def attribution(operator: Operator, kind: Kind) -> str:
     return "as its parts" if isinstance(operator, Composite) else NO_RULE
 
 
-def _unsupported(model: str, error: Any) -> list[Line]:
-    """The nodes that are not supported with their reasons, and a count of the others."""
-    from selkit.graph.files import read
+def _unsupported(graph: Graph, outputs: Sequence[str]) -> list[Line]:
+    """The nodes that are not supported with their reasons, and a count of the others that outputs need."""
+    from selkit.graph.nodes import needed
 
     reasons: dict[tuple[str, str], int] = {}
-    for node in error.nodes:
-        key = node.op_type, node.reason
+    for problem in graph.obstacles(outputs):
+        key = problem.op_type, problem.reason
         reasons[key] = reasons.get(key, 0) + 1
     left: dict[str, int] = {}
-    for node in read(model).graph.node:
-        left[node.op_type] = left.get(node.op_type, 0) + 1
+    for index in needed(graph.nodes, outputs, certain=True):
+        name = graph.nodes[index].op_type
+        left[name] = left.get(name, 0) + 1
     for (name, _), count in reasons.items():
         left[name] = left.get(name, 0) - count
     bad = [Line(name, count, supported=False, reason=reason) for (name, reason), count in reasons.items()]
@@ -204,8 +216,6 @@ def _uses(graph: Graph, options: Namespace) -> list[Use | str]:
     from selkit.cli.uses import Asked, silent, use
 
     index = options.output_index
-    if index is not None and not 0 <= index < len(graph.outputs):
-        raise InvalidInputError(f"--output-index is {index}; the model has {len(graph.outputs)} output(s)")
     if not graph.inputs:
         return ["the model has no input"]
     sizes = [_known(spec.shape) for spec in graph.inputs]
@@ -218,7 +228,9 @@ def _uses(graph: Graph, options: Namespace) -> list[Use | str]:
         if shape is None:
             return [f"what its outputs can be used for depends on the shape of its input {spec.name!r}"]
         others[spec.name] = torch.zeros(shape, dtype=spec.dtype)
-    unruled = [node.outputs[0] for node, kind in _kinds(graph) if attribution(node.operator, kind) == NO_RULE]
+    names = [spec.name for spec in graph.outputs if not graph.obstacles([spec.name])]
+    kinds = _kinds(graph, names)
+    unruled = [node.outputs[0] for node, kind in kinds if attribution(node.operator, kind) == NO_RULE]
     asked = Asked(graph, options.model, tuple(first), others, silent(graph, unruled))
     return [use(asked, place) for place in range(len(graph.outputs)) if index in (None, place)]
 

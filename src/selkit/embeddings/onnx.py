@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,33 +18,48 @@ from torch import Tensor
 from selkit.embeddings.batches import to_device
 from selkit.embeddings.sources import Identity, Pool, Want, pooled
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
+from selkit.graph import large
+from selkit.graph.files import read_apart
+from selkit.graph.large import Arrays
+from selkit.graph.tidy import keep
 
-_FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    **{
+        f"tensor({sign}int{bits})": getattr(np, f"{sign}int{bits}")
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+    "tensor(bool)": np.bool_,
+}
 
 
-def read_model(model: str | Path | bytes | onnx.ModelProto) -> onnx.ModelProto:
-    """An ONNX model from a file, bytes or as it is.
+def read_model(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Arrays]:
+    """A copy of an ONNX model from a file, bytes or a model, and its large values in other files.
 
     Raises
     ------
     FileFormatError
         If it is not an ONNX model.
     """
-    if isinstance(model, onnx.ModelProto):
-        return model
+    if isinstance(model, str | Path) and not Path(model).exists():
+        raise FileNotFoundError(f"no such file: {model}")
+    what = (
+        "the bytes"
+        if isinstance(model, bytes)
+        else "the model"
+        if isinstance(model, onnx.ModelProto)
+        else model
+    )
     try:
-        proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise FileFormatError(
-            f"{'the bytes' if isinstance(model, bytes) else model} is not an ONNX model: {error}"
-        ) from error
+        proto, arrays = read_apart(model)
+    except FileFormatError as error:
+        raise FileFormatError(f"{what} is not an ONNX model: {error}") from error
     if not proto.graph.node:
-        raise FileFormatError(
-            f"{'the bytes' if isinstance(model, bytes) else model} is not an ONNX model: it has no nodes"
-        )
-    return proto
+        raise FileFormatError(f"{what} is not an ONNX model: it has no nodes")
+    return proto, arrays
 
 
 class OnnxSource:
@@ -77,15 +93,19 @@ class OnnxSource:
         layer: str | None = None,
         pool: Pool = None,
     ) -> None:
-        proto = read_model(model)
+        proto, held = read_model(model)
         self.want, self.pool = want, pool
         self.layer = _value_name(proto, layer, want)
-        self.content = _with_output(proto, self.layer).SerializeToString()
+        _only_output(proto, self.layer)
+        arrays = {tensor.name: held[tensor.name] for tensor in proto.graph.initializer if tensor.name in held}
+        if proto.ByteSize() > large.LIMIT:
+            arrays = large.apart(proto, arrays)
+        content = proto.SerializeToString()
+        self.content = content + b"".join(_digest(name, array) for name, array in sorted(arrays.items()))
         options = ort.SessionOptions()
         options.log_severity_level = 3
         try:
-            providers = ort.get_available_providers()
-            self._session = ort.InferenceSession(self.content, options, providers=providers)
+            self._session = large.open_session(proto, arrays, options, ort.get_available_providers())
         except Exception as error:  # onnxruntime's errors have no common base
             raise InvalidInputError(f"onnxruntime cannot load the model: {error}") from error
         inputs = self._session.get_inputs()
@@ -94,8 +114,10 @@ class OnnxSource:
                 f"the model takes {[i.name for i in inputs]}; only one input is supported"
             )
         self._input = inputs[0]
-        if self._input.type not in _FLOATS:
-            raise InvalidTypeError(f"the model's input is {self._input.type}; a floating one is needed")
+        if self._input.type not in _TYPES:
+            raise InvalidTypeError(
+                f"the model's input is {self._input.type}; it must be one of {list(_TYPES)}"
+            )
 
     @property
     def identity(self) -> Identity:
@@ -112,7 +134,7 @@ class OnnxSource:
         inputs = to_device(inputs, None)
         if not isinstance(inputs, Tensor):
             raise InvalidTypeError(f"an ONNX model takes one tensor; got {type(inputs).__name__}")
-        array = inputs.detach().cpu().numpy().astype(_FLOATS[self._input.type], copy=False)
+        array = _as(inputs.detach().cpu().numpy(), np.dtype(_TYPES[self._input.type]))
         shape = self._input.shape
         if array.ndim != len(shape):
             raise InvalidInputError(f"the model takes {shape}; got an array of shape {array.shape}")
@@ -167,16 +189,55 @@ def _value_name(proto: onnx.ModelProto, layer: str | None, want: Want) -> str:
     return layer
 
 
-def _with_output(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """A copy whose only output is this value, with its type from shape inference."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    declared = {value.name: value for value in copy.graph.output}
+def _only_output(proto: onnx.ModelProto, name: str) -> None:
+    """Make a value the only output, with its type from shape inference; what it does not need is removed."""
+    declared = {value.name: value for value in proto.graph.output}
     if name not in declared:
-        inferred = onnx.shape_inference.infer_shapes(copy).graph
+        inferred = onnx.shape_inference.infer_shapes(_sketch(proto)).graph
         declared.update({value.name: value for value in inferred.value_info})
     value = onnx.ValueInfoProto()
     value.CopyFrom(declared[name]) if name in declared else value.__setattr__("name", name)
-    del copy.graph.output[:]
-    copy.graph.output.append(value)
+    del proto.graph.output[:]
+    proto.graph.output.append(value)
+    keep(proto, [name])
+
+
+def _sketch(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, without its large values if it is too large to be written."""
+    if proto.ByteSize() <= large.LIMIT:
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    large.apart(copy)
     return copy
+
+
+def _digest(name: str, array: np.ndarray[Any, Any]) -> bytes:
+    """What a large value is known by."""
+    digest = hashlib.blake2b(name.encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.digest()
+
+
+def _as(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Numbers in the type that the model takes; integers stay integers, and nothing is rounded.
+
+    Raises
+    ------
+    InvalidTypeError
+        If real numbers are given where the model takes integers.
+    InvalidInputError
+        If integers are beyond what the type holds.
+    """
+    if dtype.kind == "f" or array.dtype == dtype:
+        return array.astype(dtype, copy=False)
+    if array.dtype.kind not in "iub":
+        raise InvalidTypeError(
+            f"the model takes {dtype} (bytes, token ids), but the batch is {array.dtype}; give integers"
+        )
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if array.size and not (low <= int(array.min()) and int(array.max()) <= high):
+        raise InvalidInputError(
+            f"the model takes {dtype}, but the batch has values from {array.min()} to {array.max()}"
+        )
+    return array.astype(dtype)

@@ -52,7 +52,9 @@ def build(
     question = ask(model, choice)
     if not _is_auto(chunk):
         integer(chunk, "chunk", 1, 2**31)
-    batches = read_reference_batch(references, question.inputs, key)
+    behind = question.behind
+    given_references = references if behind is None else behind.references(references)
+    batches = read_reference_batch(given_references, question.inputs, key)
     share = read_weights(weights, len(batches[0]))
     _check_names(question)
     asked = question.answer([batch.shape[1:] for batch in batches], decompose=in_parts)
@@ -78,8 +80,8 @@ def build(
     several = isinstance(chosen, tuple)
     indices = chosen if isinstance(chosen, tuple) else (-1 if chosen == "top" else chosen,)
     proto = made.explanation(Names(asked.inputs, asked.raw), scanned, base, indices, several=several)
-    facts = Facts(asked.inputs, asked.raw, asked.classes, chosen, len(rows), kept)
-    return Package(proto, made.arrays, facts)
+    facts = Facts(asked.inputs, asked.raw, asked.classes, chosen, len(rows), kept, question.notes)
+    return Package(proto, made.arrays, facts, behind)
 
 
 def _is_auto(value: object) -> bool:

@@ -19,11 +19,13 @@ from selkit.explain.build import build
 from selkit.explain.ends import split
 from selkit.explain.facts import Facts
 from selkit.explain.heads import ClassAxis, Position, Reduce
+from selkit.explain.integers import Behind
 from selkit.explain.question import Choice, Inputs, Method, check_outputs
 from selkit.explain.result import Explanation
 from selkit.explain.targets import Target, for_batch
 from selkit.explain.verify import Verification, verify
 from selkit.graph.files import Source
+from selkit.graph.model import Quantization
 from selkit.utils.boundary import public
 from selkit.utils.checks import boolean, given, integer
 from selkit.utils.progress import track
@@ -59,7 +61,9 @@ class Explainer:
         whose further arguments may be given here; they have no graph to export.
     input
         Names of the inputs to explain: by default all. The result of any node may be named, such as that of
-        an embedding; then ``x`` and ``references`` are its values.
+        an embedding; then ``x`` and ``references`` are its values. Where the model takes integers (bytes,
+        token ids) alone, the value behind their only embedding or Cast is found by itself, made of the
+        integers that are given, and named in the result; the exported graph takes that value.
     fixed
         Values of other inputs by name, the same for all samples.
     reduce
@@ -83,6 +87,9 @@ class Explainer:
         Of onnxruntime; by default all cores.
     key
         Position or name of the input in each entry of a loader of references.
+    quantization
+        For a quantized model: "keep" explains it as it is, where the multiplier of a rounded activation is
+        the slope of the chord between sample and reference; "ignore" explains the network without rounding.
 
     Raises
     ------
@@ -104,6 +111,8 @@ class Explainer:
     >>> explainer.explain(np.array([[2.0, 1.0]])).attributions
     array([[ 6., -1.]], dtype=float32)
     """
+
+    _behind: Behind | None = None
 
     def __new__(cls, *arguments: Any, method: str = "deepshap", **options: Any) -> Any:
         """An explainer of the method that is asked for: another method is another class."""
@@ -131,13 +140,14 @@ class Explainer:
         chunk: int | Literal["auto"] = "auto",
         threads: int | None = None,
         key: Key = None,
+        quantization: Quantization = "keep",
         **options: Any,
     ) -> None:
         _accepted(method, options)
         if threads is not None:
             integer(threads, "threads", 1, 2**15)
         self._model: Source | None = model
-        self._choice = Choice(output, input, fixed, reduce, position, mask, class_axis)
+        self._choice = Choice(output, input, fixed, reduce, position, mask, class_axis, quantization)
         package = build(
             model,
             references,
@@ -149,6 +159,7 @@ class Explainer:
             threads=threads,
             key=key,
         )
+        self._behind = package.behind
         self._start(storage.settle(package), threads)
 
     def _start(self, package: storage.Stored, threads: int | None) -> None:
@@ -220,7 +231,8 @@ class Explainer:
             overflows.
         """
         facts = self.facts
-        batches = read_batch(x, [(part.name, (None, *part.shape), part.dtype) for part in facts.inputs])
+        given = x if self._behind is None else self._behind.samples(x)
+        batches = read_batch(given, [(part.name, (None, *part.shape), part.dtype) for part in facts.inputs])
         count = len(batches[0])
         chosen, rows = for_batch(target, facts.target, facts.classes, count)
         found = self._run(batches, chosen if target is not None and rows is None else None, rows)
@@ -238,6 +250,7 @@ class Explainer:
             targets,
             split(batches, facts.inputs),
             facts.references,
+            notes=facts.notes,
         )
 
     def _run(

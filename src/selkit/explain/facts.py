@@ -50,6 +50,8 @@ class Facts:
         How many there are.
     cached
         Whether the references' activations are stored.
+    notes
+        What is computed otherwise than the model's file says, as sentences.
     format
         Version of this description.
     """
@@ -60,6 +62,7 @@ class Facts:
     target: Any
     references: int
     cached: bool
+    notes: tuple[str, ...] = ()
     format: int = FORMAT
 
     @property
@@ -104,7 +107,10 @@ def read_facts(text: str, where: str) -> Facts:
         )
         if not inputs:
             raise FileFormatError(f"{where} describes itself in a way that cannot be read: it has no inputs")
-        return Facts(**values, inputs=inputs, target=tuple(target) if isinstance(target, list) else target)
+        notes = tuple(str(note) for note in values.pop("notes", ()))
+        return Facts(
+            **values, notes=notes, inputs=inputs, target=tuple(target) if isinstance(target, list) else target
+        )
     except FileFormatError:
         raise
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:

@@ -95,6 +95,9 @@ class IntegratedGradientsExplainer(Graphless):
         self.tolerance = number(tolerance, "tolerance", 0, 1, ends="()")
         self.budget = integer(budget, "budget", 1, 2**40)
         question = ask(model, Choice(output, input, fixed, reduce, position, mask, class_axis))
+        self._behind, self._notes = question.behind, question.notes
+        if self._behind is not None:
+            references = self._behind.references(references)
         batches = read_reference_batch(references, question.inputs, key)
         self.weights = read_weights(weights, len(batches[0]))
         asked = question.answer([batch.shape[1:] for batch in batches], dtype=torch.float64, decompose=_flat)
@@ -134,7 +137,7 @@ class IntegratedGradientsExplainer(Graphless):
             If an argument does not fit the model, or a gradient is not finite.
         """
         declared = [(part.name, (None, *part.shape), part.dtype) for part in self.inputs]
-        batches = read_batch(x, declared)
+        batches = read_batch(x if self._behind is None else self._behind.samples(x), declared)
         rows = join(batches, np.float64)
         outputs = self.predict(rows)
         check_outputs(outputs, "samples")
@@ -159,6 +162,7 @@ class IntegratedGradientsExplainer(Graphless):
             len(self.references),
             method=self.METHOD,
             integration_error=errors[keep],
+            notes=self._notes,
         )
 
     def _integrate(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from selkit.embeddings.batches import Key
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError, MissingExtraError
@@ -17,7 +18,9 @@ from selkit.explain.question import check_outputs
 from selkit.explain.references import Shape, read_array, read_references
 from selkit.explain.result import Explanation
 from selkit.explain.targets import Target, check_target, for_batch, resolved
-from selkit.graph.files import Source, read
+from selkit.graph.files import Source, read_apart
+from selkit.graph.large import open_session
+from selkit.graph.tidy import keep
 from selkit.utils.boundary import public
 from selkit.utils.checks import integer, text
 from selkit.utils.progress import track
@@ -105,7 +108,7 @@ class PermutationExplainer(Graphless):
         self._head: Head | None = None
         self.permutations = integer(permutations, "permutations", 1, 2**31)
         self.seed = integer(seed, "seed", 0, 2**32 - 1)
-        self._session = _open(model)
+        self._session = _open(model, output)
         self.input, self.shape, self.dtype = _input_of(self._session)
         self.output = _output_of(self._session, output)
         self.references = read_references(references, self.shape, self.dtype, key=key)
@@ -214,14 +217,18 @@ def _shap() -> Any:
     return shap
 
 
-def _open(model: Source) -> Any:
+def _open(model: Source, output: str | None) -> Any:
     import onnxruntime as ort
 
-    content = read(model).SerializeToString()
+    proto, arrays = read_apart(model)
+    real = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+    if any(v.name == output and v.type.tensor_type.elem_type in real for v in proto.graph.output):
+        keep(proto, [str(output)])  # nodes that it does not need may be of operators that onnxruntime lacks
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    held = {tensor.name for tensor in proto.graph.initializer} & arrays.keys()
     try:
-        return ort.InferenceSession(content, options, providers=ort.get_available_providers())
+        return open_session(proto, {n: arrays[n] for n in held}, options, ort.get_available_providers())
     except Exception as error:  # onnxruntime's own errors have no public base class
         raise FileFormatError(f"onnxruntime cannot run the model: {error}") from error
 
@@ -249,12 +256,9 @@ def _output_of(session: Any, name: str | None) -> str:
     if name in floating:
         return str(name)
     why = f"output is {name!r}" if name is not None or not floating else "output must be named"
-    hint = ""
-    if any("map" in kind for kind in kinds.values()):
-        hint = "; skl2onnx writes probabilities as an array with options={'zipmap': False}"
     raise InvalidInputError(
         f"{why}; the model's floating outputs are {floating}, of {list(kinds)}. Choose one of them with "
-        f"output={hint}"
+        "output="
     )
 
 

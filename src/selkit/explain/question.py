@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from selkit.errors import InvalidInputError, InvalidTypeError, NotFiniteError, UnsupportedModelError
 from selkit.explain.facts import Given
 from selkit.explain.heads import ClassAxis, Head, Position, Reduce, read_head
-from selkit.graph.files import Source, read
-from selkit.graph.model import Graph, ValueSpec
+from selkit.explain.integers import Behind, behind_of
+from selkit.graph.files import Source, read_apart
+from selkit.graph.model import Graph, Quantization, ValueSpec
 from selkit.graph.ops.base import Kind, Operator
 from selkit.graph.ops.shape import Reshape, Slice
 from selkit.graph.ops.types import torch_dtype
@@ -46,6 +47,8 @@ class Choice:
         Name of the output, of the explained inputs, and values of other inputs.
     reduce, position, mask, class_axis
         What becomes of the output's positions (:func:`selkit.explain.heads.read_head`).
+    quantization
+        Whether activations are rounded where the model rounds them.
     """
 
     output: str | None = None
@@ -55,6 +58,7 @@ class Choice:
     position: Position = None
     mask: object = None
     class_axis: ClassAxis = None
+    quantization: Quantization = "keep"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +77,8 @@ class Question:
         Values of other inputs, the same for all samples.
     choice
         What the user said.
+    behind
+        What makes the explained value of integers, where these are the model's input.
     """
 
     graph: Graph
@@ -80,6 +86,12 @@ class Question:
     output: str
     fixed: Mapping[str, torch.Tensor]
     choice: Choice
+    behind: Behind | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is computed otherwise than the model's file says, as sentences."""
+        return self.graph.notes + (() if self.behind is None else (self.behind.entry.note("explained"),))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,12 +121,14 @@ class Question:
         """
         dtype = self.dtype if dtype is None else dtype
         live = {spec.name: (1, *shape) for spec, shape in zip(self.specs, shapes, strict=True)}
+        held = {} if self.behind is None else self.behind.held
         try:
+            self.graph.check([self.output])
             program = self.graph.compile(
                 live,
                 [self.output],
                 live=list(live),
-                constants=self.fixed,
+                constants={**self.fixed, **held},
                 dtype=dtype,
                 decompose=decompose,
             )
@@ -219,11 +233,12 @@ def ask(model: Source, choice: Choice) -> Question:
     InvalidInputError, InvalidTypeError
         If a name is unknown, an input cannot be explained, or the fixed values do not fit.
     """
-    proto = read(model)
-    graph = Graph.load(proto)
+    graph = Graph.load(model, (), quantization=choice.quantization)
+    output = _output_of(graph, choice.output)
     fixed = _fixed(graph, choice.fixed)
-    specs = _specs(graph, proto, choice.input, fixed)
-    return Question(graph, specs, _output_of(graph, choice.output), fixed, choice)
+    behind = behind_of(graph, output, choice.input, fixed)
+    names = choice.input if behind is None else behind.entry.value
+    return Question(graph, _specs(graph, model, names, fixed), output, fixed, choice, behind)
 
 
 def _fixed(graph: Graph, values: object) -> dict[str, torch.Tensor]:
@@ -255,9 +270,7 @@ def _fixed(graph: Graph, values: object) -> dict[str, torch.Tensor]:
     return found
 
 
-def _specs(
-    graph: Graph, proto: onnx.ModelProto, names: object, fixed: Mapping[str, object]
-) -> tuple[ValueSpec, ...]:
+def _specs(graph: Graph, model: Source, names: object, fixed: Mapping[str, object]) -> tuple[ValueSpec, ...]:
     """The inputs to explain."""
     declared = {spec.name: spec for spec in graph.inputs}
     if names is None:
@@ -273,7 +286,7 @@ def _specs(
         wanted = [text(name, "input") for name in wanted]
         if len(set(wanted)) < len(wanted):
             raise InvalidInputError(f"input names a value twice: {given(names)}")
-        chosen = [declared[name] if name in declared else _inner(graph, proto, name) for name in wanted]
+        chosen = [declared[name] if name in declared else _inner(graph, model, name) for name in wanted]
         _refuse_whole([spec for spec in chosen if spec.dtype not in FLOATS], chosen)
     for spec in chosen:
         if spec.shape is not None and spec.shape[:1] not in ((None,), (1,)):
@@ -296,7 +309,7 @@ def _refuse_whole(whole: Sequence[ValueSpec], free: Sequence[ValueSpec]) -> None
         raise InvalidInputError("all inputs of the model are fixed; leave at least one to be explained")
 
 
-def _inner(graph: Graph, proto: onnx.ModelProto, name: str) -> ValueSpec:
+def _inner(graph: Graph, model: Source, name: str) -> ValueSpec:
     """An inner value as an input; its shape and type are what ONNX infers."""
     known = {value for node in graph.nodes for value in node.outputs if value}
     if name not in known:
@@ -306,6 +319,7 @@ def _inner(graph: Graph, proto: onnx.ModelProto, name: str) -> ValueSpec:
             "output can be named, too"
         )
     try:
+        proto, _ = read_apart(model)  # without the values of other files
         inferred = onnx.shape_inference.infer_shapes(proto)
     except Exception:  # noqa: BLE001 - the C++ code raises whatever its checks raise; it is a hint only
         return ValueSpec(name, None, torch.float32)

@@ -48,6 +48,8 @@ class Explanation:
     integration_error
         Of integrated gradients: how much any one attribution may be off, estimated, in units of the output;
         0 where the integral is a finite sum. ``None`` for other methods.
+    notes
+        What was computed otherwise than the model's file says, as sentences.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class Explanation:
     references: int
     method: str = "deepshap"
     integration_error: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parts, taken = self._parts(self.attributions), self._parts(self.x)

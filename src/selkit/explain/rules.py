@@ -143,7 +143,8 @@ class _Writer:
     def forward(self, step: Step) -> None:
         """Write a step at the sample and at the references."""
         if step.kind is Kind.STEP and not has_rule(step.operator):
-            self._problem(step, "it jumps, so there is no attribution rule for it")
+            advice = f"; {step.operator.ADVICE}" if step.operator.ADVICE else ""
+            self._problem(step, f"it jumps, so there is no attribution rule for it{advice}")
         if not self._broken.isdisjoint(step.inputs):
             self._broken.update(step.outputs)
             return

@@ -45,11 +45,20 @@ class Stored(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Package:
-    """A graph in memory, and the large values that are kept outside of its protobuf."""
+    """A graph in memory, and the large values that are kept outside of its protobuf.
+
+    Attributes
+    ----------
+    proto, arrays, facts
+        The graph, the values, and what the graph says about itself.
+    behind
+        What makes the graph's input of the integers that the model takes.
+    """
 
     proto: onnx.ModelProto
     arrays: Mapping[str, NDArray[Any]]
     facts: Facts
+    behind: Any = None
 
     @property
     def size(self) -> int:

@@ -92,7 +92,9 @@ def _beside(
     facts = explainer.facts
     question = ask(model, choice)
     shapes = {part.name: (1, *part.shape) for part in facts.inputs}
-    program = question.graph.compile(shapes, [facts.output], live=list(shapes), constants=question.fixed)
+    behind = explainer._behind
+    held = {**question.fixed, **({} if behind is None else behind.held)}
+    program = question.graph.compile(shapes, [facts.output], live=list(shapes), constants=held)
     stacks = {
         part.name: torch.from_numpy(batch.astype(np.float64)).unsqueeze(1)
         for part, batch in zip(facts.inputs, x, strict=True)

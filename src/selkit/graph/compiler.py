@@ -1,21 +1,22 @@
-"""Specialize a graph to one shape of its inputs."""
+"""Build a program: emit steps for what depends on the inputs, and evaluate the rest."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selkit.errors import InvalidInputError, UnsupportedModelError, UnsupportedNode
+from selkit.errors import InvalidInputError, UnsupportedNode
+from selkit.graph.flow import Flow
 from selkit.graph.fusion import Fusion
+from selkit.graph.nodes import Unsupported
 from selkit.graph.ops.base import (
-    LARGEST,
     Composite,
     Decomposition,
     Kind,
@@ -29,137 +30,13 @@ from selkit.graph.ops.constants import Identity
 from selkit.graph.program import Program, Shape, Step, convert, finish
 
 if TYPE_CHECKING:
-    from selkit.graph.model import Graph, Node
+    from selkit.graph.model import Node
 
 Choice: TypeAlias = "bool | Callable[[Operator], bool]"
 """Whether to decompose composite operators: all, none, or those that a function picks."""
 
 MODEST = 2**24
 """Elements up to which the shape of a result is found by computing it, where no rule tells it."""
-
-
-def compile_graph(
-    graph: Graph,
-    shapes: Mapping[str, Shape],
-    outputs: Sequence[str] | None,
-    *,
-    live: Sequence[str] | None,
-    constants: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
-    seed: int | None,
-    decompose: Choice,
-) -> Program:
-    """Do the work of :meth:`selkit.graph.model.Graph.compile`."""
-    wanted = [spec.name for spec in graph.outputs] if outputs is None else list(outputs)
-    known = {spec.name for spec in graph.inputs} | graph.initializers.keys()
-    known |= {name for node in graph.nodes for name in node.outputs if name}
-    if live is None:
-        live = [spec.name for spec in graph.inputs if spec.name not in constants]
-    for argument, names in (
-        ("outputs", wanted),
-        ("live", live),
-        ("constants", constants),
-        ("shapes", shapes),
-    ):
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise InvalidInputError(f"{argument}: the model has no value(s) {', '.join(unknown)}")
-    if not wanted:
-        raise InvalidInputError("outputs is empty; name at least one value of the model")
-    cut = {*live, *constants}
-    nodes, roots = _needed(graph, wanted, cut)
-    free = [spec.name for spec in graph.inputs if spec.name in roots and spec.name not in cut]
-    if free:
-        raise InvalidInputError(f"input(s) {', '.join(free)} are neither live nor given in constants")
-    inputs = {name: _shape(graph, name, shapes) for name in live if name in roots}
-    builder = Builder(dtype, device, decompose=decompose)
-    for name in roots:
-        if name in inputs:
-            builder.add_input(name, inputs[name], _input_dtype(graph, name, dtype))
-        else:
-            value = constants[name] if name in constants else graph.initializers[name]
-            builder.values[name] = value.detach().unsqueeze(0)
-    for node, index in nodes:
-        builder.add_node(node, graph.opset.get("", 0), seed, index)
-    if builder.problems:
-        raise UnsupportedModelError(builder.problems)
-    return builder.finish(inputs, wanted)
-
-
-def extend_program(
-    program: Program, operator: Operator, inputs: Sequence[str | Tensor], prefix: str
-) -> tuple[Program, str]:
-    """Do the work of :meth:`selkit.graph.program.Program.extend`."""
-    builder = Builder(program.dtype, program.device, decompose=False)
-    builder.values.update(program.constants)
-    for name, shape in program.shapes.items():
-        if name not in program.constants:
-            builder.add_input(name, shape, program.dtype)
-    names = []
-    for value in inputs:
-        if isinstance(value, str) and value and value not in program.shapes:
-            raise InvalidInputError(f"the program has no value {value!r}; it has {', '.join(program.shapes)}")
-        names.append(value if isinstance(value, str) else builder.constant(value))
-    free = (f"{prefix}_{i}" for i in itertools.count(1))
-    name = next(candidate for candidate in free if candidate not in program.shapes)
-    builder.keep = True
-    builder.emit(operator, names, (name,), name)
-    if builder.problems:
-        raise InvalidInputError(f"{prefix}: {builder.problems[0].reason}")
-    constants = {**program.constants, **{key: builder.program_value(key) for key in builder.values}}
-    shapes = {**program.shapes, **{key: tuple(value.shape[1:]) for key, value in constants.items()}}
-    shapes |= {key: value for key, value in builder.shapes.items() if key not in shapes}
-    steps = (*program.steps, *builder.steps)
-    outputs = (*program.outputs, name)
-    longer = finish(
-        steps,
-        program.inputs,
-        outputs,
-        constants=constants,
-        shapes=shapes,
-        dtype=program.dtype,
-        device=program.device,
-    )
-    return longer, name
-
-
-def _needed(graph: Graph, wanted: Sequence[str], cut: set[str]) -> tuple[list[tuple[Node, int]], list[str]]:
-    """Nodes that the wanted values need, in order and with their position, and the values they start from."""
-    needed = set(wanted)
-    nodes = []
-    for index in reversed(range(len(graph.nodes))):
-        node = graph.nodes[index]
-        if any(name in needed and name not in cut for name in node.outputs if name):
-            nodes.append((node, index))
-            needed.update(filter(None, node.inputs))
-    produced = {name for node, _ in nodes for name in node.outputs}
-    return nodes[::-1], sorted(name for name in needed if name in cut or name not in produced)
-
-
-def _shape(graph: Graph, name: str, shapes: Mapping[str, Shape]) -> Shape:
-    """The shape given for a live value, if it fits what the model declares."""
-    if name not in shapes:
-        raise InvalidInputError(f"shapes has no shape for {name!r}")
-    shape = tuple(int(size) for size in shapes[name])
-    if any(size < 0 for size in shape) or math.prod(shape) > LARGEST:
-        raise InvalidInputError(
-            f"shapes: {name!r} has the shape {shape}; sizes may not be negative, nor elements over {LARGEST}"
-        )
-    declared = next((spec.shape for spec in graph.inputs if spec.name == name), None)
-    if declared is not None:
-        fits = len(declared) == len(shape) and all(
-            size in (None, given) for size, given in zip(declared, shape, strict=False)
-        )
-        if not fits:
-            text = ", ".join("?" if size is None else str(size) for size in declared)
-            raise InvalidInputError(f"shapes: {name!r} has shape {shape}, but the model wants ({text})")
-    return shape
-
-
-def _input_dtype(graph: Graph, name: str, dtype: torch.dtype) -> torch.dtype:
-    declared = next((spec.dtype for spec in graph.inputs if spec.name == name), None)
-    return dtype if declared is None or declared.is_floating_point else declared
 
 
 class Builder:
@@ -169,10 +46,20 @@ class Builder:
     onnxruntime; :meth:`program_value` is what steps read. Live values are known by shape and dtype alone.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, *, decompose: Choice) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        decompose: Choice,
+        opset: Mapping[str, int] = types.MappingProxyType({}),
+        seed: int | None = None,
+    ) -> None:
         self.dtype = dtype
         self.device = device
         self.decompose = decompose
+        self.opset = opset
+        self.seed = seed
         self.keep = False
         self.values: dict[str, Tensor] = {}
         self.shapes: dict[str, Shape] = {}
@@ -180,7 +67,7 @@ class Builder:
         self.alias: dict[str, str] = {}
         self.steps: list[Step] = []
         self.problems: list[UnsupportedNode] = []
-        self._broken: set[str] = set()
+        self._broken: dict[str, frozenset[int]] = {}
         self._converted: dict[str, Tensor] = {}
         self._count = itertools.count()
 
@@ -204,12 +91,61 @@ class Builder:
             self._converted[name] = convert(self.values[name], self.dtype, self.device)
         return self._converted[name]
 
-    def add_node(self, node: Node, opset: int, seed: int | None, index: int) -> None:
+    def known(self, name: str) -> Tensor | None:
+        """A constant without its stack axis; ``None`` for a live value."""
+        value = self.values.get(self.alias.get(name, name))
+        return None if value is None else value[0]
+
+    def shape_of(self, name: str) -> Shape:
+        """ONNX shape of a value."""
+        return self._shape_of(self.alias.get(name, name))
+
+    def failed(self, name: str) -> bool:
+        """Whether a value cannot be computed."""
+        return bool(self._blame([name]))
+
+    def refuse(self, problem: UnsupportedNode, outputs: Iterable[str]) -> None:
+        """Note why values cannot be computed."""
+        self.problems.append(problem)
+        self._broken.update(dict.fromkeys(filter(None, outputs), frozenset({len(self.problems) - 1})))
+
+    def standing(self, wanted: Iterable[str]) -> list[UnsupportedNode]:
+        """The problems that stand in the way of these values."""
+        return [self.problems[index] for index in sorted(self._blame(wanted))]
+
+    def _blame(self, names: Iterable[str]) -> frozenset[int]:
+        """Problems because of which at least one of these values cannot be computed."""
+        if not self._broken:
+            return frozenset()
+        found = (self._broken.get(self.alias.get(name, name), frozenset()) for name in names)
+        return frozenset().union(*found)
+
+    def add_node(self, node: Node, path: tuple[int, ...]) -> None:
         """Emit or evaluate one node of a graph; note why if that is not possible."""
         operator = node.operator
+        if isinstance(operator, Flow):
+            self._add_flow(operator, node, path)
+            return
         if isinstance(operator, Random):
-            operator = operator.seeded(_node_seed(node, operator, seed, index))
-        self.emit(operator, node.inputs, node.outputs, node.name, op_type=node.op_type, opset=opset)
+            operator = operator.seeded(_node_seed(node, operator, self.seed, path))
+        self.emit(operator, node.inputs, node.outputs, node.name, op_type=node.op_type, domain=node.domain)
+
+    def _add_flow(self, flow: Flow, node: Node, path: tuple[int, ...]) -> None:
+        """Add the nodes that an ``If`` or a loop runs."""
+        blame = self._blame(flow.deciding(node.inputs))
+        if blame:
+            self._broken.update(dict.fromkeys(filter(None, node.outputs), blame))
+            return
+        try:
+            results = flow.unroll(self, node, path)
+        except (UnsupportedAttribute, LookupError, ValueError) as error:
+            opset = self.opset.get(node.domain, 0)
+            problem = UnsupportedNode(node.name, node.op_type, node.domain, opset, str(error))
+            self.refuse(problem, node.outputs)
+            return
+        for output, result in zip(node.outputs, results, strict=False):
+            if output:
+                self.alias[output] = self.alias.get(result, result)
 
     def emit(
         self,
@@ -219,12 +155,13 @@ class Builder:
         name: str = "",
         *,
         op_type: str = "",
-        opset: int = 0,
+        domain: str = "",
     ) -> None:
         """Emit or evaluate one operator; what is not possible is added to ``problems``."""
         inputs = tuple(self.alias.get(value, value) for value in inputs)
-        if not self._broken.isdisjoint(inputs):
-            self._broken.update(outputs)
+        blame = self._blame(inputs)
+        if blame:
+            self._broken.update(dict.fromkeys(outputs, blame))
             return
         try:
             self._emit(operator, inputs, tuple(outputs), name)
@@ -237,10 +174,10 @@ class Builder:
             ArithmeticError,
         ) as error:
             shapes = ", ".join(str(self._shape_of(value)) for value in inputs if value)
-            reason = f"{error} (its inputs have the shapes {shapes})" if shapes else str(error)
+            own = isinstance(operator, Unsupported)
+            reason = f"{error} (its inputs have the shapes {shapes})" if shapes and not own else str(error)
             kind = op_type or type(operator).__name__
-            self.problems.append(UnsupportedNode(name, kind, "", opset, reason))
-            self._broken.update(filter(None, outputs))
+            self.refuse(UnsupportedNode(name, kind, domain, self.opset.get(domain, 0), reason), outputs)
 
     def _shape_of(self, name: str) -> Shape:
         return self.shapes[name] if name in self.shapes else tuple(self.values[name].shape[1:])
@@ -392,10 +329,10 @@ def _rename(step: Step, names: Mapping[str, str]) -> Step:
     )
 
 
-def _node_seed(node: Node, operator: Random, seed: int | None, index: int) -> int:
+def _node_seed(node: Node, operator: Random, seed: int | None, path: Sequence[int]) -> int:
     """A seed that differs between nodes but not between programs of the same model."""
     if seed is not None:
-        return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+        return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0])
     if operator.own_seed is None:
         raise InvalidInputError(
             f"the model draws random numbers (node {node.name or node.op_type!r}); pass a seed to fix them"

@@ -8,18 +8,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from selkit.errors import FileFormatError, InvalidTypeError
+from selkit.graph import large
+from selkit.graph.large import Arrays
+from selkit.graph.tidy import cut_maps, tidy
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 """What a model can be loaded from: a path, a file's content, or a parsed model."""
 
 
 def read(source: Source) -> onnx.ModelProto:
-    """Parse a model, inline its local functions, and check and read its tensors.
+    """Parse a model, inline its local functions, check and read its tensors, and open impossible axes.
 
     Parameters
     ----------
@@ -38,25 +42,40 @@ def read(source: Source) -> onnx.ModelProto:
     InvalidTypeError
         If ``source`` is of another type.
     """
-    folder: Path | None = None
-    if isinstance(source, onnx.ModelProto):
-        model = onnx.ModelProto()
-        model.CopyFrom(source)
-        where = "the model"
-    elif isinstance(source, bytes | bytearray | memoryview):
-        model, where = _parse(bytes(source), "the given bytes"), "the given bytes"
-    elif isinstance(source, str | os.PathLike):
-        path = Path(source)
-        where, folder = f"{path}", path.parent
-        if path.is_dir():
-            raise FileFormatError(f"{path} is a folder; expected an ONNX file")
-        if not path.exists():
-            raise FileFormatError(f"{path} does not exist; expected the path of an ONNX file")
-        model = _parse(path.read_bytes(), where)
-    else:
-        raise InvalidTypeError(
-            f"model is a {type(source).__name__}; expected a path, bytes or an onnx.ModelProto"
-        )
+    return _read(source, None)
+
+
+def read_apart(source: Source) -> tuple[onnx.ModelProto, Arrays]:
+    """As :func:`read`, for computing: the values of other files come beside the model, maps are cut off.
+
+    Such a model may be larger than what protobuf can write. In the place of the list of dictionaries that
+    ``ZipMap`` makes is the array of probabilities.
+
+    Parameters
+    ----------
+    source
+        Path, bytes or ``onnx.ModelProto``.
+
+    Returns
+    -------
+    model
+        With names in the place of these values.
+    arrays
+        The values by name.
+
+    Raises
+    ------
+    FileFormatError, InvalidTypeError
+        As for :func:`read`.
+    """
+    arrays: Arrays = {}
+    model = _read(source, arrays)
+    cut_maps(model)
+    return model, arrays
+
+
+def _read(source: Source, arrays: Arrays | None) -> onnx.ModelProto:
+    model, where, folder = _open(source)
     if not model.HasField("graph") or not model.graph.output:
         raise FileFormatError(f"{where} has no graph with outputs, so it is not an ONNX model")
     if not model.opset_import:
@@ -64,9 +83,35 @@ def read(source: Source) -> onnx.ModelProto:
     for name in _names(model.graph):
         if not isinstance(name, str):
             raise FileFormatError(f"{where}: the name {name!r} is no text; damaged file")
-    for tensor in _tensors(model):
+    for tensor in model.graph.initializer:
+        outside = tensor.data_location == TensorProto.EXTERNAL
+        if arrays is not None and outside and large.whole(tensor.data_type):
+            _hold(tensor, folder, where, arrays)
+        else:
+            _check_tensor(tensor, folder, where)
+    for tensor in _inner_tensors(model):
         _check_tensor(tensor, folder, where)
-    return _inline(model, where)
+    return tidy(_inline(model, where))
+
+
+def _open(source: Source) -> tuple[onnx.ModelProto, str, Path | None]:
+    """A model as it is given, what messages call it, and its folder."""
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        return model, "the model", None
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _parse(bytes(source), "the given bytes"), "the given bytes", None
+    if not isinstance(source, str | os.PathLike):
+        raise InvalidTypeError(
+            f"model is a {type(source).__name__}; expected a path, bytes or an onnx.ModelProto"
+        )
+    path = Path(source)
+    if path.is_dir():
+        raise FileFormatError(f"{path} is a folder; expected an ONNX file")
+    if not path.exists():
+        raise FileFormatError(f"{path} does not exist; expected the path of an ONNX file")
+    return _parse(path.read_bytes(), f"{path}"), f"{path}", path.parent
 
 
 def _parse(content: bytes, where: str) -> onnx.ModelProto:
@@ -152,10 +197,12 @@ def _names(graph: onnx.GraphProto) -> Iterator[object]:
         yield from (attribute.name for attribute in node.attribute)
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Every tensor in a model, those in attributes and subgraphs included."""
-    graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
+def _inner_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor in a model, those in attributes and subgraphs included, but its own initializers."""
+    for sparse in model.graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    graphs: list[onnx.GraphProto] = []
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while graphs or nodes:
         if graphs:
             graph = graphs.pop()
@@ -221,8 +268,35 @@ def _check_tensor(tensor: TensorProto, folder: Path | None, where: str) -> None:
         raise FileFormatError(f"{name} has {given} values of data; damaged or hostile file")
 
 
+def _hold(tensor: TensorProto, folder: Path | None, where: str, arrays: Arrays) -> None:
+    """Read external data into an array, and leave a name in the model."""
+    name = f"{where}: tensor {tensor.name!r} of shape {list(tensor.dims)}"
+    if any(size < 0 for size in tensor.dims):
+        raise FileFormatError(f"{name} has a negative size")
+    path, offset, length = _place(tensor, folder, name)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    count = math.prod(tensor.dims)
+    if length != count * dtype.itemsize:
+        raise FileFormatError(f"{name} has {length} bytes of data; damaged or hostile file")
+    if tensor.name in arrays:
+        raise FileFormatError(f"the initializer {tensor.name!r} is defined twice")
+    values = np.fromfile(path, dtype=dtype, count=count, offset=offset).reshape(tuple(tensor.dims))
+    arrays[tensor.name] = values
+    tensor.CopyFrom(large.placeholder(tensor.name, tensor.data_type, values))
+
+
 def _read_external(tensor: TensorProto, folder: Path | None, name: str) -> None:
-    """Read data kept in another file, which must lie in the model's own folder."""
+    """Read data kept in another file into the model."""
+    path, offset, length = _place(tensor, folder, name)
+    with path.open("rb") as file:
+        file.seek(offset)
+        tensor.raw_data = file.read(length)
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.DEFAULT
+
+
+def _place(tensor: TensorProto, folder: Path | None, name: str) -> tuple[Path, int, int]:
+    """File, offset and length of external data, which must lie in the model's own folder."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if folder is None:
@@ -246,8 +320,4 @@ def _read_external(tensor: TensorProto, folder: Path | None, name: str) -> None:
         raise FileFormatError(
             f"{name} claims bytes {offset} to {offset + length} of {location!r} ({size} bytes)"
         )
-    with path.open("rb") as file:
-        file.seek(offset)
-        tensor.raw_data = file.read(length)
-    del tensor.external_data[:]
-    tensor.data_location = TensorProto.DEFAULT
+    return path, offset, length

@@ -146,7 +146,7 @@ class Program:
         InvalidInputError
             If a name is unknown or the operator does not fit its inputs.
         """
-        from selkit.graph.compiler import extend_program
+        from selkit.graph.specialize import extend_program
 
         return extend_program(self, operator, inputs, prefix)
 

@@ -252,4 +252,6 @@ def _key(test: RoiTest, var: object, options: Mapping[str, Any]) -> str:
     """Say what is run, for a checkpoint."""
     graph = test.graph
     model = (graph.inputs, graph.outputs, graph.nodes, graph.initializers, graph.opset)
-    return digest(model, test.hypothesis, test.var if var is None else var, test.seed, options)
+    return digest(
+        model, test.hypothesis, test.var if var is None else var, test.seed, options, test.tested_name
+    )

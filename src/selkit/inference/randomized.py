@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from selkit.errors import InvalidInputError
-from selkit.inference.inputs import Array, read_inputs
+from selkit.inference.inputs import Array
 from selkit.inference.result import RoiResult
 from selkit.inference.truncated import Alternative, Normal, logsumexp
 from selkit.utils.boundary import public
@@ -152,9 +152,7 @@ def randomized_inference(
     number(noise_var, "noise_var", own / RATIO, own * RATIO)
     number(null_value, "null_value")
     seed = check_seed(seed)
-    inputs = read_inputs(
-        x, test.graph.inputs, test.hypothesis.i_idx, with_reference=False, device=test.device
-    )
+    inputs = test.read(x, alone=True)
     image = inputs.tested.cpu().numpy()
     noise = np.random.default_rng(seed).normal(0.0, np.sqrt(added), image.shape)
     selected = test.inference(image + noise, own + added, mask, "exhaustive", accepted_by=accepted_by)

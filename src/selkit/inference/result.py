@@ -72,6 +72,8 @@ class RoiResult:
         without.
     axes
         Which axes of the input hold channels and which are space, where that is known.
+    notes
+        What was computed otherwise than the model's file says, as sentences.
     """
 
     stat: float
@@ -92,6 +94,7 @@ class RoiResult:
     line: Line = field(repr=False)
     accepted_by: AcceptedBy | None = None
     axes: Axes | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def channels_last(self) -> bool:
@@ -193,4 +196,5 @@ class RoiResult:
         return (
             f"stat {self.stat:.4f}, selective p-value {p_text(self.p_value)} in [{self.inf_p:.4g}, "
             f"{self.sup_p:.4g}], naive {p_text(self.naive_p_value())}, region of {int(self.roi.sum())} pixels"
+            + "".join(f"; {note}" for note in self.notes)
         )

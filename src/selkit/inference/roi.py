@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from selkit.errors import InvalidInputError, InvalidTypeError
-from selkit.graph import Graph
+from selkit.graph import Graph, Quantization
 from selkit.inference.acceptance.build import EventCache
 from selkit.inference.acceptance.given import Acceptance, as_acceptance
 from selkit.inference.covariance import check_var
+from selkit.inference.entry import entry_of, read_behind
 from selkit.inference.hypotheses import Hypothesis, ReferenceMeanDiff
-from selkit.inference.inputs import Array, read_inputs
+from selkit.inference.inputs import Array, Inputs, read_inputs
 from selkit.inference.layout import Axes, Layouts, components
 from selkit.inference.multiple import inference_batch
 from selkit.inference.observation import Selection, select
@@ -50,6 +51,8 @@ def load(
     score_map: str | None = None,
     channel: int | None = None,
     resize: ResizeMode | None = None,
+    quantization: Quantization = "keep",
+    entry: str | None = None,
 ) -> RoiTest:
     """Load an ONNX model and what is to be tested about the region that it selects.
 
@@ -77,6 +80,12 @@ def load(
     resize
         "linear" or "nearest" brings a score map with a stride to the image's size; after ``channel`` and
         before all steps of ``post_process``.
+    quantization
+        For a quantized model, "ignore" tests the network without the rounding of its activations, whose
+        limits stay; rounded activations jump, so that the network as it is ("keep") cannot be tested.
+    entry
+        For a model that takes integers (bytes, token ids), the real value made of them that is tested in
+        their place. The value behind the only embedding or Cast is found by itself; results say which.
 
     Returns
     -------
@@ -87,7 +96,7 @@ def load(
     FileFormatError
         If this is not an ONNX model.
     UnsupportedModelError
-        If nodes of the model are not supported; all of them are listed.
+        If nodes that the score map needs are not supported; all of them are listed.
 
     Examples
     --------
@@ -104,7 +113,7 @@ def load(
     True
     """
     return RoiTest(
-        Graph.load(model),
+        Graph.load(model, (), quantization=quantization),
         hypothesis,
         var=var,
         seed=seed,
@@ -113,6 +122,7 @@ def load(
         score_map=score_map,
         channel=channel,
         resize=resize,
+        entry=entry,
     )
 
 
@@ -132,7 +142,7 @@ class RoiTest:
         The model.
     hypothesis
         What is tested.
-    var, seed, device, layout, score_map, channel, resize
+    var, seed, device, layout, score_map, channel, resize, entry
         See :func:`load`.
     """
 
@@ -149,6 +159,7 @@ class RoiTest:
         score_map: str | None = None,
         channel: int | None = None,
         resize: ResizeMode | None = None,
+        entry: str | None = None,
     ) -> None:
         instance(graph, "graph", Graph, "a selkit.graph.Graph")
         if not isinstance(hypothesis, Hypothesis):
@@ -169,7 +180,10 @@ class RoiTest:
         steps = (*first, *hypothesis.steps) if first else None
         self.graph = graph
         self.hypothesis = hypothesis.told(layout=layout, score_map=score_map, post_process=steps)
-        self._output_name()
+        needs = () if hypothesis.region is None else hypothesis.region.needs
+        wanted = [self._output_name(), *(name for name in needs if name in graph.values)]
+        graph.check(wanted)
+        self.entry = entry_of(graph, graph.inputs[hypothesis.i_idx], wanted, entry)
         if var is not None:
             check_var(var)
         self.var, self.device = var, _device(device)
@@ -380,7 +394,7 @@ class RoiTest:
     ) -> Options:
         """What a test is asked for."""
         event = None if accepted is None else self._accepting.event(accepted, self, selection.inputs)
-        return Options(goal, check_alternative(alternative), null_value, event)
+        return Options(goal, check_alternative(alternative), null_value, event, self.notes)
 
     @public
     def select(self, x: Array | Sequence[Array], mask: Array | None = None) -> Selection:
@@ -391,29 +405,50 @@ class RoiTest:
         x, mask
             As for :meth:`inference`.
         """
-        inputs = read_inputs(
-            x,
-            self.graph.inputs,
-            self.hypothesis.i_idx,
-            with_reference=isinstance(self.hypothesis, ReferenceMeanDiff),
-            device=self.device,
-        )
+        inputs = self.read(x)
         maps = self._programs(tuple(inputs.tested.shape), inputs.others)
         with threads(useful(maps.observed, 1)):
             return select(maps, self.hypothesis, inputs, mask)
+
+    def read(self, x: Array | Sequence[Array], *, alone: bool = False) -> Inputs:
+        """Check what a test is given; integers become the real value that is tested in their place.
+
+        Parameters
+        ----------
+        x
+            As for :meth:`inference`.
+        alone
+            Whether no reference is expected, whatever the hypothesis.
+        """
+        specs, tested = self.graph.inputs, self.hypothesis.i_idx
+        with_reference = not alone and isinstance(self.hypothesis, ReferenceMeanDiff)
+        if self.entry is None:
+            return read_inputs(x, specs, tested, with_reference=with_reference, device=self.device)
+        return read_behind(
+            self.graph, self.entry, x, tested, with_reference=with_reference, device=self.device
+        )
 
     def _test(self, selection: Selection, roi: NDArray[np.bool_], var: Any, options: Options) -> RoiResult:
         return check_region(selection, self.hypothesis, roi, self.var if var is None else var, options)
 
     @property
     def tested_name(self) -> str:
-        """Name of the model's input that is tested."""
-        return self.graph.inputs[self.hypothesis.i_idx].name
+        """Name of the value that is tested: the model's input, or the real value behind its integers."""
+        return self.graph.inputs[self.hypothesis.i_idx].name if self.entry is None else self.entry.value
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is computed otherwise than the model's file says, as sentences."""
+        return self.graph.notes + (() if self.entry is None else (self.entry.note("tested"),))
 
     def axes_for(self, shape: tuple[int, ...]) -> tuple[Axes | None, Axes | None]:
         """Return the axes of the tested input and of the model's score map, for an input of this shape."""
         program = self.graph.compile(
-            {self.tested_name: shape}, [self._output_name()], device=self.device, seed=self.seed
+            {self.tested_name: shape},
+            [self._output_name()],
+            live=None if self.entry is None else [self.tested_name],
+            device=self.device,
+            seed=self.seed,
         )
         layouts = Layouts.of(self.hypothesis.layout, program, self.tested_name)
         layouts.place_map(program, self._output_name())
@@ -449,6 +484,7 @@ class RoiTest:
             program = self.graph.compile(
                 {self.tested_name: shape},
                 [output, *needs],
+                live=[self.tested_name],
                 constants=others,
                 device=self.device,
                 seed=self.seed,

@@ -189,8 +189,13 @@ def require_bounded(program: Program) -> Program:
             f"{type(step.operator).__name__} ({step.kind.value}{', node ' + step.name if step.name else ''})"
             for step in bad
         )
+        advice = dict.fromkeys(
+            step.operator.ADVICE
+            or "use the part of the model before these nodes: choose another output, or drop them before "
+            "exporting"
+            for step in bad
+        )
         raise NotAvailableError(
-            f"the score map jumps or has no bounds along a line: {listed}. Use the part of the model before "
-            "these nodes: choose another output, or drop them before exporting"
+            f"the score map jumps or has no bounds along a line: {listed}. To test it, {'; '.join(advice)}"
         )
     return program

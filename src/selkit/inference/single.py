@@ -34,12 +34,15 @@ class Options:
         See :meth:`selkit.inference.RoiTest.inference`.
     accepted
         That the input is accepted, where the p-value is conditioned on it.
+    notes
+        For the result.
     """
 
     goal: Goal
     alternative: Alternative
     null_value: float
     accepted: AcceptanceEvent | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_region(
@@ -102,6 +105,7 @@ def check_region(
         windows=windows,
         distribution=seen.distribution,
         line=seen.line,
+        notes=options.notes,
         accepted_by=None
         if score is None or not isinstance(search, AcceptedSearch)
         else search.outcome(score, seen.scale),

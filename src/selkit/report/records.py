@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.report.check import as_attribution, as_curve, as_image, as_region
 from selkit.utils.boundary import checked_fields
+from selkit.utils.checks import choice
 
 if TYPE_CHECKING:
     from selkit.inference.adjust import Method
@@ -230,10 +231,7 @@ class Report:
             raise InvalidInputError(
                 f"value_range must be (low, high) with low < high, got {self.value_range}."
             )
-        if self.adjust not in ("bh", "by", "bonferroni", "none"):
-            raise InvalidInputError(
-                f"adjust must be 'bh', 'by', 'bonferroni' or 'none', got {self.adjust!r}."
-            )
+        choice(self.adjust, "adjust", ("bh", "by", "bonferroni", "none"))
         self.curve()  # refuses what cannot be drawn
         scores = {name: np.asarray(values, dtype=np.float64).ravel() for name, values in self.scores.items()}
         object.__setattr__(self, "scores", scores)

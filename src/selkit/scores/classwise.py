@@ -19,6 +19,7 @@ from selkit.scores.data import FitData, Given
 from selkit.scores.neighbors import CosineScore, EuclideanScore, KNNScore, MahalanobisScore
 from selkit.scores.pca import TensorPCA
 from selkit.utils.arrays import ArrayLike, check_fraction
+from selkit.utils.checks import choice
 from selkit.utils.precision import exact_device, full_precision
 
 Aggregate = Literal["max", "mean", "min"]
@@ -76,8 +77,7 @@ class ClassWiseScore(UncertaintyScore):
     # fitting
 
     def _check_params(self) -> None:
-        if self.aggregate not in ("max", "mean", "min"):
-            raise InvalidInputError(f"aggregate must be 'max', 'mean' or 'min'; got {self.aggregate!r}")
+        choice(self.aggregate, "aggregate", ("max", "mean", "min"))
         if self.base is not None or type(self)._base is not ClassWiseScore._base:
             self._base()._check_params()
 

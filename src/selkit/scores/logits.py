@@ -65,7 +65,7 @@ class LogitScore(UncertaintyScore):
     def _check_params(self) -> None:
         choice(self.task, "task", TASKS)
         boolean(self.per_member, "per_member")
-        if self.temperature != "fit":
+        if not (isinstance(self.temperature, str) and self.temperature == "fit"):
             _positive(self.temperature)
 
     def _needs_labels(self) -> bool:

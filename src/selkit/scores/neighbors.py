@@ -18,6 +18,7 @@ from selkit.scores.pca import TensorPCA, check_pca, fitted_projection, rebuilt_p
 from selkit.scores.rows import FileRows, Rows, TensorRows, as_rows, blocks_of
 from selkit.scores.search import References, nearest
 from selkit.utils.arrays import ArrayLike, check_count
+from selkit.utils.checks import choice
 from selkit.utils.precision import exact_device, full_precision
 
 Index = Literal["exact", "faiss"]
@@ -86,11 +87,8 @@ class KNNScore(UncertaintyScore):
 
     def _check_params(self) -> None:
         check_count(self.k, "k")
-        if self.stat not in STATS or self.index not in ("exact", "faiss"):
-            raise InvalidInputError(
-                f"stat must be one of {list(STATS)} and index 'exact' or 'faiss'; "
-                f"got {self.stat!r} and {self.index!r}"
-            )
+        choice(self.stat, "stat", STATS)
+        choice(self.index, "index", ("exact", "faiss"))
         if self.pca is not None:
             check_pca(self.pca)
 

@@ -58,12 +58,13 @@ def as_tensor(values: object, name: str) -> Tensor:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidInputError(f"{name} is no array: {error}; bring its samples to one shape") from error
+        raise InvalidInputError(f"{name} must be one array: {error}; bring its samples to one shape") from error
     except Exception as error:  # an object whose own conversion fails
         raise InvalidTypeError(f"{name} cannot be read as one array of numbers: {error}") from error
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise InvalidTypeError(f"{name} must hold real numbers of at most 64 bits; got dtype {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    array = array.view(f"{array.dtype.kind}{array.dtype.itemsize}")  # C's long long is of 64 bits too
     if not array.flags.writeable or any(step < 0 for step in array.strides):
         array = array.copy()  # torch can share neither read-only nor reversed memory
     return torch.from_numpy(array)

@@ -15,26 +15,46 @@ import importlib
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path, PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, UnionType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    UnionType,
+)
 from typing import Any, GenericAlias  # type: ignore[attr-defined]
 
 import numpy as np
 import torch
-from scipy import sparse
+from scipy import sparse, special
 
 from selkit.errors import InvalidInputError
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, range, type(Ellipsis), PurePath)
 _TEXTS = (np.dtype, torch.dtype, torch.device, torch.layout, torch.Size, GenericAlias, UnionType)
+_BARE = frozenset(str.split("open eval exec globals vars locals input __import__"))
 _READERS = frozenset(
     str.split(
-        "open eval exec globals vars locals input __import__ load loadtxt genfromtxt fromfile memmap "
-        "read_text read_bytes imread environ getenv"
+        "open load loadtxt genfromtxt fromfile memmap open_memmap read_text read_bytes read_csv read_parquet "
+        "read_excel imread load_file safe_open urlopen environ getenv"
     )
 )
-"""Names whose result is not said by the code: a function that uses one cannot be pinned down."""
+"""What returns something that is not said by the code: a function that uses it cannot be pinned down.
+
+The first are names of Python itself: ``model.eval()`` is another. The second count as attributes too.
+"""
+
+_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
+_LOOKUPS = (*_GLOBAL, "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM")  # of Python's byte code
+
+_BUILDERS = frozenset(str.split("__init__ __new__ __post_init__ __getstate__ __setstate__ __reduce__ __del__"))
+"""What is done before or after an object is there: what they leave in it counts by itself."""
 
 _DEPTH = 200  # of values within values
 
@@ -94,9 +114,9 @@ class _Walk:
         if len(self._path) > _DEPTH:
             raise InvalidInputError(f"a {type(value).__name__} is nested too deeply to be told from others")
         self._path.append(id(value))
-        if isinstance(value, Mapping):
+        if type(value) in (dict, MappingProxyType):
             parts = sorted(self.digest(key) + self.digest(value[key]) for key in value)
-        elif isinstance(value, (set, frozenset)):
+        elif type(value) in (set, frozenset):
             parts = sorted(self.digest(part) for part in value)
         else:
             parts = [self.digest(part) for part in _parts(value)]
@@ -117,8 +137,6 @@ def _content(value: Any) -> bytes | memoryview | None:
     """The bytes of a value that is its own content; None for what consists of parts."""
     if isinstance(value, np.generic) and not isinstance(value, np.void):
         return f"{value.dtype.str}{value.tobytes().hex()}".encode()
-    if isinstance(value, enum.Enum):
-        return f"{type(value).__qualname__}.{value.name}".encode()
     if isinstance(value, torch.Tensor):
         raw = (value if value.layout is torch.strided else value.to_dense()).detach().cpu().contiguous()
         said = f"{raw.dtype}{tuple(raw.shape)}".encode()
@@ -141,9 +159,11 @@ def _parts(value: Any) -> Iterable[object]:  # noqa: PLR0911 - one line for each
         return matrix.shape, matrix.data, matrix.indices, matrix.indptr
     if isinstance(value, CodeType):
         return _code_parts(value)
+    if isinstance(value, enum.Enum):
+        return [type(value).__qualname__, value.name, value.value]
     if isinstance(value, ModuleType):
         return [value.__name__, getattr(value, "__version__", None)]
-    if isinstance(value, type):
+    if isinstance(value, (type, _Made)):
         return _class_parts(value)
     if callable(value):
         found = _callable_parts(value)
@@ -151,7 +171,7 @@ def _parts(value: Any) -> Iterable[object]:  # noqa: PLR0911 - one line for each
             return found
     if isinstance(value, torch.nn.Module):
         return _module_parts(value)
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and type(value).__module__.partition(".")[0] == "selkit":
         fields = [(entry.name, getattr(value, entry.name)) for entry in dataclasses.fields(value)]
         return [type(value), *fields]
     return _object_parts(value)
@@ -159,7 +179,7 @@ def _parts(value: Any) -> Iterable[object]:  # noqa: PLR0911 - one line for each
 
 def _code_parts(code: CodeType) -> list[object]:
     """What a piece of code does, wherever it stands."""
-    found = sorted(_READERS & set(code.co_names))
+    found = _unsaid(code)
     if found:
         raise InvalidInputError(
             f"the function {code.co_name!r} cannot be told from others, because it uses {found[0]!r}: what "
@@ -170,29 +190,54 @@ def _code_parts(code: CodeType) -> list[object]:
     return [code.co_code, *names, *counts, *code.co_consts]
 
 
+def _unsaid(code: CodeType) -> list[str]:
+    """What code uses that is not said by it."""
+    found: set[str] = set()
+    for step in dis.get_instructions(code):
+        known = _BARE | _READERS if step.opname in _GLOBAL else _READERS
+        if step.opname in _LOOKUPS and step.argval in known:
+            found.add(str(step.argval))
+    return sorted(found)
+
+
 def _callable_parts(value: Any) -> Iterable[object] | None:
     """The parts of functions; None for objects that can be called."""
-    if isinstance(value, partial):
-        return value.func, value.args, value.keywords
+    if type(value) is partial:
+        return value.func, value.args, value.keywords, vars(value)
     if isinstance(value, MethodType):
         return value.__self__, value.__func__
     if isinstance(value, FunctionType):
-        if _installed(value.__module__):
-            return [*_named(value), value.__defaults__, [c.cell_contents for c in value.__closure__ or ()]]
         return _function_parts(value)
     owner = getattr(value, "__self__", None)
-    if isinstance(value, BuiltinFunctionType) and owner is not None and not isinstance(owner, ModuleType):
+    bound = isinstance(value, (BuiltinFunctionType, MethodWrapperType))
+    if bound and owner is not None and not isinstance(owner, ModuleType):
         return owner, value.__name__
-    if isinstance(value, (BuiltinFunctionType, np.ufunc)) or type(value).__name__ in _C_FUNCTIONS:
+    if isinstance(value, np.ufunc):
+        return _ufunc_parts(value)
+    if isinstance(value, BuiltinFunctionType) or type(value).__name__ in _C_FUNCTIONS:
         return _named(value)
-    inner = getattr(value, "__wrapped__", None)  # functools.cache, and compiled functions of numba
-    inner = getattr(value, "py_func", None) if inner is None else inner
+    if isinstance(value, _CACHED):
+        return [value.__wrapped__]
+    inner = getattr(value, "py_func", None) if _installed(type(value).__module__) else None  # of numba
     return None if inner is None else [inner]
+
+
+_CACHED = type(cache(len))
+
+
+def _ufunc_parts(value: np.ufunc) -> list[object]:
+    """A ufunc by its name, where that leads to it: others are made from functions that they hide."""
+    for home in (np, special):
+        if getattr(home, value.__name__, None) is value:
+            return [home.__name__, value.__name__, home is np and np.__version__]
+    raise InvalidInputError(
+        f"the ufunc {value.__name__!r} cannot be told from others; give the function that it was made from"
+    )
 
 
 _C_FUNCTIONS = frozenset(
     str.split(
-        "wrapper_descriptor method_descriptor classmethod_descriptor method-wrapper getset_descriptor "
+        "wrapper_descriptor method_descriptor classmethod_descriptor getset_descriptor "
         "member_descriptor _ArrayFunctionDispatcher cython_function_or_method fused_cython_function "
         "function_or_method"
     )
@@ -206,8 +251,13 @@ def _function_parts(function: FunctionType) -> list[object]:
             cells.append(cell.cell_contents)
         except ValueError:  # a name that is not bound yet
             cells.append("empty")
-    known = [*_read(function.__code__, function.__globals__)]
-    return [function.__code__, function.__defaults__, function.__kwdefaults__, cells, known]
+    code = function.__code__
+    kept = {name: value for name, value in vars(function).items() if name != "__wrapped__"}
+    given = [function.__defaults__, function.__kwdefaults__, cells, kept]
+    home = str(function.__globals__.get("__name__") or "")  # __module__ may be that of a wrapped function
+    if _installed(home):
+        return [*_named(function, home), code.co_qualname, code.co_firstlineno, *given]
+    return [code, *given, *_read(code, function.__globals__)]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -220,8 +270,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 def _read(code: CodeType, names: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Every global value that code reads, and every module that it imports."""
     for one in _codes(code):
-        found: list[tuple[str, object]] = [(name, names[name]) for name in one.co_names if name in names]
+        found: list[tuple[str, object]] = []
+        texts = [text for text in one.co_consts if isinstance(text, str)]  # names for getattr
         for step in dis.get_instructions(one):
+            if step.opname in _GLOBAL and step.argval in names:
+                found.append((str(step.argval), names[step.argval]))
             if step.opname == "IMPORT_NAME":
                 package = str(names.get("__package__") or "")
                 try:
@@ -231,7 +284,7 @@ def _read(code: CodeType, names: Mapping[str, object]) -> Iterator[tuple[str, ob
         for name, value in found:
             yield name, value
             if isinstance(value, ModuleType):
-                yield from _of_module(value, one.co_names, name)
+                yield from _of_module(value, (*one.co_names, *texts), name)
 
 
 def _of_module(
@@ -257,21 +310,53 @@ _OF_CLASS = frozenset(
 )
 
 
-def _class_parts(kind: type) -> list[object]:
-    """A class by name and version where it is installed, else by what it defines."""
+class _Made:
+    """The class of an object that is there: how it was made does not matter any more."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+
+@lru_cache(maxsize=512)
+def _made(kind: type) -> _Made:
+    return _Made(kind)  # one for each class, so that each is looked at once
+
+
+def _class_parts(value: type | _Made) -> list[object]:
+    """A class by name and version where it is installed, else by what it and its bases define."""
+    kind: type = value.kind if isinstance(value, _Made) else value
     if _installed(kind.__module__):
         return _named(kind)
-    members: list[tuple[str, object]] = []
-    for name, member in vars(kind).items():
-        if name in _OF_CLASS or type(member).__name__ in ("getset_descriptor", "member_descriptor"):
-            continue
-        if isinstance(member, (staticmethod, classmethod)):
-            members.append((name, member.__func__))
-        elif isinstance(member, property):
-            members.append((name, (member.fget, member.fset)))
-        else:
-            members.append((name, member))
-    return [kind.__qualname__, list(kind.__bases__), *sorted(members, key=lambda pair: pair[0])]
+    parts: list[object] = []
+    for base in kind.__mro__:
+        parts.append(base.__qualname__ if base is kind or not _installed(base.__module__) else base)
+        members = [] if _installed(base.__module__) else sorted(vars(base).items())
+        for name, member in members:
+            skipped = name in _OF_CLASS or type(member).__name__ in ("getset_descriptor", "member_descriptor")
+            if skipped or (isinstance(value, _Made) and _makes(kind, name, member)):
+                continue
+            parts += [name, _behind(member)]
+    return parts
+
+
+def _behind(member: Any) -> object:
+    if isinstance(member, (staticmethod, classmethod)):
+        return member.__func__
+    return (member.fget, member.fset) if isinstance(member, property) else member
+
+
+def _makes(kind: type, name: str, member: object) -> bool:
+    """Whether a member only makes objects: no other method of the class speaks of it."""
+    if name in _BUILDERS:
+        return True
+    others = [
+        code
+        for base in kind.__mro__
+        for other, one in vars(base).items()
+        if other not in _BUILDERS and isinstance(getattr(one, "__func__", one), FunctionType)
+        for code in _codes(getattr(one, "__func__", one).__code__)
+    ]
+    return isinstance(member, classmethod) and not any(name in code.co_names for code in others)
 
 
 def _module_parts(module: torch.nn.Module) -> list[object]:
@@ -281,14 +366,14 @@ def _module_parts(module: torch.nn.Module) -> list[object]:
     """
     if type(module).__module__.partition(".")[0] == "selkit":
         settings: object = getattr(module, "get_params", dict)()
-        return [type(module), repr(module), getattr(module, "threshold", None), settings, module.state_dict()]
+        return [_made(type(module)), repr(module), getattr(module, "threshold", None), settings, module.state_dict()]
     state = {
         # hooks are numbered by a counter of the process
         name: list(value.values()) if isinstance(value, Mapping) and "_hooks" in name else value
         for name, value in vars(module).items()
         if name != "training" or module.training
     }
-    return [type(module), state]
+    return [_made(type(module)), state]
 
 
 def _object_parts(value: object) -> list[object]:
@@ -301,15 +386,30 @@ def _object_parts(value: object) -> list[object]:
             f"a value of type {type(value).__name__} cannot be told from others ({error}); give numbers, "
             "arrays, or functions of them"
         ) from error
+    kind = _made(type(value))
     if isinstance(kept, str):
-        return [type(value), kept]
+        return [kind, kept, *_attributes(value)]
     items = [list(part) if part is not None else None for part in kept[3:5]]
-    return [kept[0], kept[1], kept[2] if len(kept) > 2 else None, *items]
+    given = [kind if part is type(value) else part for part in kept[1]]
+    return [kind, kept[0], *given, kept[2] if len(kept) > 2 else None, *items, *_attributes(value)]
 
 
-def _named(value: Any) -> list[object]:
+def _attributes(value: object) -> list[object]:
+    """What an object of the user's own class holds: what it gives to pickle may leave something out."""
+    if _installed(type(value).__module__):
+        return []
+    slots = [
+        (name, member.__get__(value))
+        for kind in type(value).__mro__
+        for name, member in vars(kind).items()
+        if isinstance(member, MemberDescriptorType) and not _installed(kind.__module__) and hasattr(value, name)
+    ]
+    return [getattr(value, "__dict__", None), *slots]
+
+
+def _named(value: Any, home: str = "") -> list[object]:
     """A function or class of an installed package: its name, and the package's version."""
-    home = str(getattr(value, "__module__", "") or "")
+    home = home or str(getattr(value, "__module__", "") or "")
     package = sys.modules.get(home.partition(".")[0])
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
     version = None if home.startswith("selkit") else getattr(package, "__version__", None)

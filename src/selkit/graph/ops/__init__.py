@@ -39,6 +39,7 @@ from selkit.graph.ops.indexing import (
     Tile,
     Trilu,
 )
+from selkit.graph.ops.learning import Normalizer, Scaler
 from selkit.graph.ops.logic import (
     And,
     ArgMax,
@@ -72,6 +73,15 @@ from selkit.graph.ops.normalization import (
 from selkit.graph.ops.norms import GlobalLpPool, LpPool
 from selkit.graph.ops.padding import Pad
 from selkit.graph.ops.pooling import AveragePool, GlobalAveragePool, GlobalMaxPool, MaxPool
+from selkit.graph.ops.quantized import (
+    ConvInteger,
+    DequantizeLinear,
+    DynamicQuantizeLinear,
+    MatMulInteger,
+    QLinearConv,
+    QLinearMatMul,
+    QuantizeLinear,
+)
 from selkit.graph.ops.random import RandomNormal, RandomNormalLike, RandomUniform, RandomUniformLike
 from selkit.graph.ops.recurrent import GRU, LSTM, RNN
 from selkit.graph.ops.reduction import (
@@ -141,12 +151,15 @@ __all__ = [
     "Concat",
     "ConstantOfShape",
     "Conv",
+    "ConvInteger",
     "ConvTranspose",
     "Cos",
     "CumSum",
     "DepthToSpace",
+    "DequantizeLinear",
     "Div",
     "Dropout",
+    "DynamicQuantizeLinear",
     "Einsum",
     "Elu",
     "Equal",
@@ -189,6 +202,7 @@ __all__ = [
     "LpNormalization",
     "LpPool",
     "MatMul",
+    "MatMulInteger",
     "Max",
     "MaxPool",
     "Mean",
@@ -199,6 +213,7 @@ __all__ = [
     "Mul",
     "Neg",
     "NonZero",
+    "Normalizer",
     "Not",
     "Or",
     "PRelu",
@@ -206,6 +221,9 @@ __all__ = [
     "Pieces",
     "Pow",
     "Power",
+    "QLinearConv",
+    "QLinearMatMul",
+    "QuantizeLinear",
     "QuickGelu",
     "RMSNormalization",
     "RandomNormal",
@@ -229,6 +247,7 @@ __all__ = [
     "Resize",
     "RotaryEmbedding",
     "Round",
+    "Scaler",
     "Scatter",
     "ScatterElements",
     "ScatterND",

@@ -101,9 +101,16 @@ class Operator:
     NOTE: ClassVar[str] = ""
     """What the table of supported operators adds to the docstring."""
 
+    ADVICE: ClassVar[str] = ""
+    """What to do where it is refused because it jumps."""
+
     def kind(self, live: Sequence[bool]) -> Kind:
         """What this operator is when exactly the inputs marked in ``live`` depend on the model's input."""
         return self.KIND if any(live) else Kind.CONSTANT
+
+    def typed(self, types: Sequence[int]) -> Operator:
+        """Return the operator for inputs of these ONNX number types; 0 for one that is not stored."""
+        return self
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """Outputs for stacked inputs; a pure function."""

@@ -93,7 +93,7 @@ def build_event(
     score_set(acceptance.score)  # what is not available is not worth compiling
     if acceptance.model is not None:
         given = acceptance.model
-        graph = given if isinstance(given, Graph) else Graph.load(given)
+        graph = given if isinstance(given, Graph) else Graph.load(given, ())
         if len(graph.inputs) != 1:
             taken = ", ".join(spec.name for spec in graph.inputs)
             raise InvalidInputError(
@@ -105,7 +105,13 @@ def build_event(
     if isinstance(acceptance.score, ClassWiseScore) and acceptance.prediction is not None:
         names.append(_find(graph, acceptance.prediction, "prediction"))
     program = graph.compile(
-        {tested: shape}, names, constants=dict(others), device=device, seed=seed, decompose=True
+        {tested: shape},
+        names,
+        live=[tested],
+        constants=dict(others),
+        device=device,
+        seed=seed,
+        decompose=True,
     )
     computed = {*program.inputs, *(name for step in program.steps for name in step.outputs)}
     for name in names:
