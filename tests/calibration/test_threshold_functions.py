@@ -22,6 +22,8 @@ from selkit.calibration import (
     risk_threshold,
 )
 from selkit.errors import InvalidInputError, InvalidTypeError, NoGuaranteeError
+from selkit.metrics import DiscoveryMetric, RiskCoverageMetric
+from selkit.scores import EuclideanScore
 
 VALUES = st.lists(
     st.sampled_from([0.0, 1.0, 2.0, 3.5, -1.0, math.inf]) | st.floats(-5, 5), min_size=1, max_size=40
@@ -286,3 +288,15 @@ def test_a_quantile_between_infinities_is_no_nan() -> None:
     assert quantile_threshold(np.array([0.0, np.inf, np.inf, np.inf]), 0.9) == np.inf
     assert quantile_threshold(np.array([-1.7e308, 1.7e308]), 0.5) in (0.0, 1.7e308)  # not -inf
     assert quantile_threshold(np.array([-np.inf, -np.inf, 0.0]), 0.2) == -np.inf
+
+
+@pytest.mark.parametrize("value", [*WRONG, 0, 1], ids=lambda v: type(v).__name__ + str(v)[:8])
+def test_a_confidence_that_is_not_used_is_refused_too(value: Any) -> None:
+    score = EuclideanScore().fit(X=np.zeros((5, 2)), Y=np.ones((40, 2)))
+    with pytest.raises((InvalidInputError, InvalidTypeError), match="confidence"):
+        score.calibrate(coverage=0.5, confidence=value)
+    if not isinstance(value, str):
+        with pytest.raises(InvalidTypeError, match="prefix"):
+            RiskCoverageMetric(prefix=value)
+        with pytest.raises(InvalidTypeError, match="prefix"):
+            DiscoveryMetric(prefix=value)

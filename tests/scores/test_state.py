@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import subprocess
@@ -13,7 +14,8 @@ import torch
 from pyod.models.knn import KNN
 from safetensors.torch import load_file, save_file
 
-from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
+from selkit import scores
+from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError, SelkitError
 from selkit.scores import (
     CosineScore,
     EnergyScore,
@@ -321,9 +323,11 @@ def test_parameters_are_checked_when_they_are_set(score: Any, params: dict[str, 
     assert made.get_params() == before
     name, value = next(iter(params.items()))
     if "__" not in name:
-        wrong = type(score)(**{**score.get_params(deep=False), name: value})
         with pytest.raises((InvalidInputError, InvalidTypeError)):
-            wrong.fit(X, LABELS)
+            type(score)(**{**score.get_params(deep=False), name: value})
+        setattr(made, name, value)
+        with pytest.raises((InvalidInputError, InvalidTypeError)):
+            made.fit(X, LABELS)
 
 
 def test_abstract_scores_cannot_be_made_and_own_scores_can(tmp_path: Path) -> None:
@@ -341,3 +345,38 @@ def test_abstract_scores_cannot_be_made_and_own_scores_can(tmp_path: Path) -> No
     score.save(tmp_path / "norm.safetensors")
     loaded = UncertaintyScore.load(tmp_path / "norm.safetensors")
     np.testing.assert_allclose(loaded.score(QUERY), QUERY.norm(dim=1))
+
+
+WRONG = [
+    float("nan"),
+    "a",
+    None,
+    float("inf"),
+    -1,
+    10**400,
+    b"x",
+    [],
+    {},
+    object(),
+    1 + 1j,
+    torch.tensor(torch.nan),
+]
+COUNTS = {"k", "n_components", "pca", "M"}  # too many is only known when there are data
+ANY = {"head", "base", "detector"}  # checked against the data, or anything that fits
+
+
+@pytest.mark.parametrize(
+    "kind", [name for name in scores.__all__ if not inspect.isabstract(getattr(scores, name))]
+)
+def test_parameters_are_refused_where_they_are_given(kind):
+    made = getattr(scores, kind)
+    for name, parameter in inspect.signature(made).parameters.items():
+        for value in WRONG:
+            if (
+                name in ANY
+                or value is parameter.default
+                or (isinstance(value, int) and value > 0 and name in COUNTS)
+            ):
+                continue
+            with pytest.raises(SelkitError, match=name.split("_")[0]):
+                made(**{name: value})

@@ -52,4 +52,4 @@ def test_two_processes_have_the_samples_of_one(found):
 
 
 def test_processes_without_a_common_seed_are_told_that_samples_are_missing(found):
-    assert [processes["said"] for processes in found] == [[0, 0, 0], [0, 1, 0]]
+    assert [processes["said"] for processes in found] == [[0, 0, 0, 0], [0, 1, 1, 0]]

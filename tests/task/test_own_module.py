@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from selkit.embeddings import extract
+from selkit.errors import InvalidInputError
 from selkit.scores import EnergyScore, EuclideanScore
 from selkit.task import SelectiveInferenceTask
 

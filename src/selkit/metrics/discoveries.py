@@ -13,7 +13,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics.gather import gather_tensors
 from selkit.utils.arrays import check_fraction
 from selkit.utils.boundary import public
-from selkit.utils.checks import number
+from selkit.utils.checks import number, text
 
 
 @public
@@ -97,7 +97,7 @@ class DiscoveryMetric(Metric):
         super().__init__(**kwargs)
         for name, level in (("fdr", fdr), ("alpha", alpha)):
             number(level, name, 0, 1, ends="()")
-        self.fdr, self.alpha, self.prefix = float(fdr), float(alpha), prefix
+        self.fdr, self.alpha, self.prefix = float(fdr), float(alpha), text(prefix, "prefix")
         self.add_state("p_value", default=[], dist_reduce_fx="cat")
         for name in ("total", "accepted"):
             self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")

@@ -19,7 +19,7 @@ from selkit.metrics.gather import gather_tensors
 from selkit.metrics.losses import zero_one_loss
 from selkit.metrics.summary import check_points, names_of, summarize
 from selkit.utils.boundary import public
-from selkit.utils.checks import integer, number
+from selkit.utils.checks import integer, number, text
 from selkit.utils.checks import seed as check_seed
 
 _PENDING = 1024  # appended tensors that are joined into one, so that small batches leave no long list
@@ -130,7 +130,7 @@ class RiskCoverageMetric(Metric):
             n_boot,
             confidence,
             seed,
-            prefix,
+            text(prefix, "prefix"),
         )
         self._last_curve: RiskCoverage | None = None
         if bins is None:

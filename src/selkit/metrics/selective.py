@@ -219,7 +219,12 @@ class SelectiveMetric(Metric):
     def _decidable(self, values: list[Any], rows: int) -> list[Any] | None:
         """Without rows whose prediction is NaN, for metrics that would then take all others for logits."""
         preds = values[0] if values else None
-        if not self._guesses or not isinstance(preds, Tensor) or not preds.is_floating_point():
+        if (
+            not self._guesses
+            or not isinstance(preds, Tensor)
+            or not preds.ndim
+            or not preds.is_floating_point()
+        ):
             return values
         bad = preds.detach().isnan().reshape(rows, -1).any(1)
         if not bool(bad.any()):

@@ -431,11 +431,11 @@ class PCAScore(UncertaintyScore):
         self.projection = rebuilt_projection(self.pca, keys)
 
 
-def _check_components(wanted: object) -> None:
+def _check_components(wanted: object, name: str = "n_components") -> None:
     if isinstance(wanted, (int, np.integer)):
-        check_count(wanted, "n_components")
+        check_count(wanted, name)
     else:
-        check_fraction(wanted, "n_components", zero=False)
+        check_fraction(wanted, name, zero=False)
 
 
 def check_pca(pca: object) -> None:
@@ -449,7 +449,7 @@ def check_pca(pca: object) -> None:
     if isinstance(pca, TensorPCA):
         pca._check_params()
     elif isinstance(pca, (int, float, np.integer, np.floating)):
-        _check_components(pca)
+        _check_components(pca, "pca")
     else:
         raise InvalidInputError(
             "pca must be a TensorPCA, a whole number of components or a fraction of the variance; "

@@ -116,7 +116,7 @@ class Stateful(nn.Module):
     def _check_params(self) -> None:
         """Raise for a parameter that has a value it cannot have.
 
-        Done by the constructor, and, as a parameter can be set later, by ``fit``, ``set_params`` and ``load``.
+        Done by the constructor, and, as a parameter can be set later, by ``fit`` and ``set_params``.
         """
 
     def extra_repr(self) -> str:

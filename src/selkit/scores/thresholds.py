@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ from selkit.calibration.conformal import benjamini_hochberg
 from selkit.calibration.risk import Method
 from selkit.errors import InvalidInputError, InvalidTypeError, NoGuaranteeError, NotFittedError
 from selkit.scores.state import Stateful
-from selkit.utils.arrays import ArrayLike, as_tensor, as_vector
+from selkit.utils.arrays import ArrayLike, as_tensor, as_vector, check_fraction
+from selkit.utils.checks import choice
 from selkit.utils.precision import exact_device
 
 if TYPE_CHECKING:
@@ -142,8 +143,10 @@ class Thresholds(Stateful, ABC):
         """
         if (coverage is None) == (risk is None):
             raise InvalidInputError("give either coverage= or risk= (with losses=)")
+        check_fraction(confidence, "confidence", zero=False, one=False)
         known = self._known_scores(scores, or_own=False)
         if coverage is not None:
+            choice(method, "method", get_args(Method))
             rule = _coverage_rule(known, coverage, losses, otherwise)
         else:
             rule = _risk_rule(known, losses, otherwise, risk=risk, confidence=confidence, method=method)

@@ -39,7 +39,7 @@ def widened(value: Any) -> Any:
 
 @contextlib.contextmanager
 def single_precision(model: nn.Module) -> Iterator[None]:
-    """A model of half precision in single precision inside the block, and no autocast: rounding has no event."""
+    """A model of half precision in single precision inside the block, and no autocast."""
     before = numbers_of(model)
     named = {part: vars(part)["_dtype"] for part in model.modules() if "_dtype" in vars(part)}  # Lightning's
     halves = [t for tensors in before.values() for t in tensors.values() if t.dtype in _HALF]

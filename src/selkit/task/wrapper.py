@@ -75,8 +75,9 @@ class SelectiveInferenceTask(HandsOn):
         What the p-values of accepted samples are conditioned on besides the region. ``"score"``: that the
         score accepted the sample; the part of ``task`` that it looks at is exported to ONNX and must be
         piecewise linear. Under a Trainer of half precision it is exported in single precision, and samples on
-        which the two decide differently are not tested. A :class:`selkit.inference.Acceptance` says where it is in an ONNX model. ``None``:
-        nothing, for scores with which it is not available; then p-values are not valid for accepted samples.
+        which the two decide differently are not tested. A :class:`selkit.inference.Acceptance` says where it
+        is in an ONNX model. ``None``: nothing, for scores with which it is not available; then p-values are
+        not valid for accepted samples.
 
     Attributes
     ----------
@@ -272,8 +273,9 @@ class SelectiveInferenceTask(HandsOn):
         hooks = [hook for hook in TRANSFER_HOOKS if overrides(datamodule, hook)]
         if hooks and getattr(self.score, "_past_hooks", False):
             warnings.warn(
-                f"{type(datamodule).__name__} has {' and '.join(hooks)}, which {type(self.score).__name__} was "
-                "fitted without: plain loaders= do not call hooks of a DataModule. Fit with loaders=datamodule",
+                f"{type(datamodule).__name__} has {' and '.join(hooks)}, which {type(self.score).__name__} "
+                "was fitted without: plain loaders= do not call hooks of a DataModule. Fit with "
+                "loaders=datamodule",
                 stacklevel=2,
             )
 
