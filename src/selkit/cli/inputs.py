@@ -324,7 +324,7 @@ def read_vector(where: str, name: str, length: int) -> Array:
         values = np.stack(list(open_array(where)))
     else:
         try:
-            values = np.loadtxt(where, ndmin=1)
+            values = np.loadtxt(where, ndmin=1, encoding="utf-8-sig")
         except (ValueError, OverflowError, RecursionError) as error:
             raise FileFormatError(
                 f"{name}: {where} is no text file with one number in each line: {error}"

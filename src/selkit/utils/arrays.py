@@ -58,7 +58,9 @@ def as_tensor(values: object, name: str) -> Tensor:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidInputError(f"{name} must be one array: {error}; bring its samples to one shape") from error
+        raise InvalidInputError(
+            f"{name} must be one array: {error}; bring its samples to one shape"
+        ) from error
     except Exception as error:  # an object whose own conversion fails
         raise InvalidTypeError(f"{name} cannot be read as one array of numbers: {error}") from error
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:

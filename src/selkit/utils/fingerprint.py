@@ -53,7 +53,9 @@ The first are names of Python itself: ``model.eval()`` is another. The second co
 _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
 _LOOKUPS = (*_GLOBAL, "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM")  # of Python's byte code
 
-_BUILDERS = frozenset(str.split("__init__ __new__ __post_init__ __getstate__ __setstate__ __reduce__ __del__"))
+_BUILDERS = frozenset(
+    str.split("__init__ __new__ __post_init__ __getstate__ __setstate__ __reduce__ __del__")
+)
 """What is done before or after an object is there: what they leave in it counts by itself."""
 
 _DEPTH = 200  # of values within values
@@ -366,7 +368,8 @@ def _module_parts(module: torch.nn.Module) -> list[object]:
     """
     if type(module).__module__.partition(".")[0] == "selkit":
         settings: object = getattr(module, "get_params", dict)()
-        return [_made(type(module)), repr(module), getattr(module, "threshold", None), settings, module.state_dict()]
+        threshold = getattr(module, "threshold", None)
+        return [_made(type(module)), repr(module), threshold, settings, module.state_dict()]
     state = {
         # hooks are numbered by a counter of the process
         name: list(value.values()) if isinstance(value, Mapping) and "_hooks" in name else value
@@ -401,8 +404,9 @@ def _attributes(value: object) -> list[object]:
     slots = [
         (name, member.__get__(value))
         for kind in type(value).__mro__
+        if not _installed(kind.__module__)
         for name, member in vars(kind).items()
-        if isinstance(member, MemberDescriptorType) and not _installed(kind.__module__) and hasattr(value, name)
+        if isinstance(member, MemberDescriptorType) and hasattr(value, name)
     ]
     return [getattr(value, "__dict__", None), *slots]
 
