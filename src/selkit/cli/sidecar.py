@@ -113,7 +113,7 @@ def _describes_images(value: object) -> bool:
     )
 
 
-def _numbers(value: object, kind: Any, is_size: bool) -> bool:  # noqa: FBT001 - private
+def _numbers(value: object, kind: Any, is_size: bool) -> bool:
     if not isinstance(value, list) or not all(isinstance(one, kind) and abs(one) < 1e9 for one in value):
         return False
     return not is_size or (len(value) == 2 and min(value) > 0)
