@@ -281,12 +281,27 @@ def approximate(threads: int) -> list[str]:
     return [f"50,000 references, 5,000 queries, k = {K}, {threads} threads.", "", *lines]
 
 
+def wide(threads: int) -> list[str]:
+    """200 samples of 3,000 dimensions: fits beside scikit-learn's PCA of the same data."""
+    from sklearn.decomposition import PCA
+
+    X = np.random.default_rng(0).normal(size=(200, 3000)).astype(np.float32)
+    lines = ["| score | fit s | PCA s | ratio |", "|---|---|---|---|"]
+    for score in (s.PCAScore(), s.MahalanobisScore(), s.GaussianScore(one_class=True)):
+        pairs = [(timed(lambda: score.fit(X))[0], timed(lambda: PCA(0.9).fit(X))[0]) for _ in range(5)]  # noqa: B023
+        own, theirs = np.median(pairs, axis=0)
+        lines.append(f"| {type(score).__name__} | {own:.3f} | {theirs:.3f} | {own / theirs:.2f} |")
+        print(lines[-1], flush=True)
+    return [f"Medians of 5 fits in turn, {threads} thread(s), float32.", "", *lines]
+
+
 TITLES = {
     "search": "Exact search against the bare matrix product, 100,000 x 512 references and 20,000 queries",
     "memory": "Memory of the same search",
     "seapig": "Fit, calibrate and select, beside seapig 0.3",
     "ood": "Fit and score, beside pytorch-ood 0.4",
     "faiss": "Approximate search",
+    "wide": "Fewer samples than dimensions, beside scikit-learn's PCA",
 }
 
 
@@ -318,6 +333,7 @@ def main() -> None:
         "seapig": lambda: against_seapig(arguments.peers, arguments.threads),
         "ood": lambda: against_ood(arguments.ood, arguments.threads),
         "faiss": lambda: approximate(arguments.threads),
+        "wide": lambda: wide(arguments.threads),
     }
     needs = {"seapig": arguments.peers, "ood": arguments.ood}
     for name in arguments.only:

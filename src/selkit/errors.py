@@ -66,6 +66,8 @@ class UnsupportedNode:
         Version of the domain that the model imports.
     reason
         What is missing, and what is supported instead.
+    internal
+        Whether selkit failed here, where the model is not to blame.
     """
 
     name: str
@@ -73,10 +75,15 @@ class UnsupportedNode:
     domain: str
     opset: int
     reason: str
+    internal: bool = False
 
     def __str__(self) -> str:
         where = f"{self.op_type} (opset {self.opset}{f', domain {self.domain}' if self.domain else ''})"
         return f"{self.name or '<unnamed>'}: {where}: {self.reason}"
+
+
+class InternalError(SelkitError, RuntimeError):
+    """selkit itself failed at a node of a model: the model is not to blame, and a report is welcome."""
 
 
 class UnsupportedModelError(SelkitError, ValueError):

@@ -127,18 +127,23 @@ def test_each_output_is_offered_for_what_it_can_be_used_for_and_nothing_else(sel
     found = {use["output"]: use for use in selkit("ops", heats, "--json").json["outputs"]}
     kinds = ("score_map", "class_scores", "embedding", "explanation")
     assert {name: [kind for kind in kinds if use[kind]] for name, use in found.items()} == {
-        "heat": ["score_map", "embedding"],
+        "heat": ["score_map", "embedding", "explanation"],
         "logits": ["class_scores", "embedding", "explanation"],
-        "full": ["score_map", "embedding"],
+        "full": ["score_map", "embedding", "explanation"],
         "order": [],
         "fixed": [],
-        "pooled": ["class_scores", "embedding"],
+        "pooled": ["class_scores", "embedding", "explanation"],
     }
     assert {name: use["p_values"] for name, use in found.items() if use["p_values"]} == {
         "heat": "exact",
         "full": "exact",
     }
     assert "probabilities" in found["logits"]["class_scores"]
+    references = np.random.default_rng(1).normal(size=(2, 1, 12, 12)).astype(np.float32)
+    for name, told in (("heat", {"reduce": "mean"}), ("full", {"reduce": "mean"}), ("pooled", {})):
+        assert found[name]["explanation"].endswith("say reduce='mean'") == bool(told)
+        explained = library.Explainer(heats, references, output=name, threads=1, **told).explain(references)
+        assert np.abs(explained.additivity_error).max() < 1e-5
     assert "channel=0, resize='linear'" in found["heat"]["call"]
     assert "channel" not in found["full"]["call"]
     assert "int64" in found["order"]["reason"]

@@ -130,7 +130,7 @@ def test_nothing_but_our_own_errors(call):
     assert not foreign, "\n".join(foreign)
 
 
-@pytest.mark.parametrize("value", [object(), None, 3, b"x", ["a"]], ids=str)
+@pytest.mark.parametrize("value", [object(), None, 3, b"x", ["a"]], ids=lambda value: type(value).__name__)
 def test_paths(value):
     with pytest.raises(SelkitError, match="path"):
         MADE["deepshap"].export(value)

@@ -328,7 +328,7 @@ def test_the_nodes_of_an_explanation_stay_in_a_valid_order(cache, cut, monkeypat
     cut(4)
     recipe = rules.write(compiled(content, x), 2, 17, ahead=cache)
     after = divide(recipe, cache=cache).nodes["chunk"]
-    monkeypatch.setattr("selkit.explain.assemble.late", list)
+    monkeypatch.setattr("selkit.explain.scopes.late", list)
     before = divide(recipe, cache=cache).nodes["chunk"]
     assert sorted(map(id, after)) == sorted(map(id, before))
     assert [node for node in after if node.op != "Add"] == [node for node in before if node.op != "Add"]

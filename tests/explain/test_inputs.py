@@ -179,8 +179,6 @@ def test_the_value_behind_an_embedding(dynamo, method):
     model = Words().eval()
     ids = torch.randint(11, (4, 5), generator=torch.Generator().manual_seed(0))
     content = export(model, (ids[:1],), ["ids"], dynamo=dynamo)
-    with pytest.raises(InvalidTypeError, match=r"'ids' is int64.*behind the embedding"):
-        Explainer(content, ids[2:])
     gather = next(node for node in onnx.load_from_string(content).graph.node if node.op_type == "Gather")
     vectors = model.embedding(ids).detach().numpy()
     found = Explainer(content, vectors[2:], target=1, method=method, input=gather.output[0]).explain(
@@ -191,6 +189,9 @@ def test_the_value_behind_an_embedding(dynamo, method):
     np.testing.assert_allclose(found.base_value, outputs[2:].mean(), atol=1e-5)
     assert np.abs(found.additivity_error).max() < (1e-5 if method == "deepshap" else 1e-12)
     assert found.attributions.shape == (2, 5, 6)
+    by_ids = Explainer(content, ids[2:], target=1, method=method).explain(ids[:2])
+    np.testing.assert_allclose(by_ids.attributions, found.attributions, rtol=1e-6, atol=1e-9)
+    assert "the embedding of the integer input 'ids'" in by_ids.notes[0]
 
 
 TWO = parse(

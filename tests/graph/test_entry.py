@@ -51,6 +51,20 @@ def test_the_value_behind_an_embedding_or_a_cast_is_found():
     assert (entry.value, entry.how) == ("f", "cast")
 
 
+def test_behind_a_quantized_table_is_what_its_rows_stand_for():
+    model = parse(
+        """agraph (int64[N, L] ids) => (float[N, L, 4] y) {
+        rows = Gather(table, ids)  emb = DequantizeLinear(rows, scale, zero)  y = Relu(emb) }""",
+        table=np.arange(120, dtype=np.uint8).reshape(30, 4),
+        scale=np.float32(0.5),
+        zero=np.uint8(60),
+    )
+    graph = Graph.load(model)
+    entry = find_entry(graph, "ids", ["y"])
+    assert (entry.value, entry.how) == ("emb", "embedding")
+    assert entry.of(graph, torch.tensor([[2]])).tolist() == [[[-26.0, -25.5, -25.0, -24.5]]]
+
+
 def test_bytes_are_tested_as_numbers():
     x = RNG.integers(0, 256, (1, 1, 6, 6)).astype(np.uint8)
     real = parse("""agraph (float[1, 1, 6, 6] f) => (float[1, 1, 6, 6] y)

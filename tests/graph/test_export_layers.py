@@ -89,12 +89,10 @@ NETWORKS = {
     "grid-nearest": (lambda: Warped("nearest", "border"), (1, 6, 6)),
     "best": (Best, (4, 9)),
 }
-OLD = ("lstm-layers", "rnn", "grid-nearest", "best")
-WAYS = [  # an export takes seconds
-    (name, dynamo, opset)
-    for name in NETWORKS
-    for dynamo, opset in ((False, 20), (True, 20), (True, 23))
-    if not dynamo or (opset == 20 and name == "gru") or (opset == 23 and name not in OLD)
+NEW = ("gru", "encoder", "groups", "grid-linear")
+WAYS = [  # an export by dynamo takes seconds: one of each kind
+    *((name, False, 20) for name in NETWORKS),
+    *((name, True, 23) for name in NEW),
 ]
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from selkit.errors import InvalidInputError, InvalidTypeError, UnsupportedModelError
+from selkit.errors import InternalError, InvalidInputError, InvalidTypeError, UnsupportedModelError
 from selkit.graph import Graph, Program, ops
 from selkit.graph.ops.base import Kind
 
@@ -181,6 +181,16 @@ def test_shape_arithmetic_rounds_as_the_model_does():
 def test_wrong_names_and_shapes_are_refused(options: dict, text: str):
     with pytest.raises(InvalidInputError, match=text):
         graph("y = Neg(x)").compile(**options)
+
+
+def test_a_fault_of_an_operator_is_no_refusal_of_the_model(monkeypatch):
+    def broken(self, *inputs):
+        raise KeyError("x")
+
+    monkeypatch.setattr(type(graph("y = Relu(x)").nodes[0].operator), "forward", broken)
+    monkeypatch.setattr(type(graph("y = Relu(x)").nodes[0].operator), "outline", broken)
+    with pytest.raises(InternalError, match=r"error of selkit.*first: Relu.*KeyError"):
+        graph("[first] y = Relu(x)").compile({"x": (1, 4)})
 
 
 def test_shapes_that_do_not_fit_are_reported_with_their_node():

@@ -60,6 +60,11 @@ ENDS = {
     "maximum": End("y = Max(h, zero)", 0.0),
     "convolution": End("r = Relu(h)  y = Conv<pads = [P], kernel_shape = [K]>(r, v)", 0.0),
     "maximum of two": End("r = Relu(h)  s = Relu(k)  y = Max(r, s)", 0.0),
+    "batch norm": End("r = Relu(h)  y = BatchNormalization(r, bs, bb, bm, bv)", 0.15242786705493927),
+    "sigmoid of a difference": End(
+        "r = Relu(h)  s = Relu(k)  d = Sub(r, s)  o = Add(d, tenth)  y = Sigmoid(o)", 0.5249791741371155
+    ),
+    "large": End("r = Relu(h)  m = Mul(r, million)  y = Add(m, tenth)", 0.1),
     "leaky below": End("r = Relu(h)  y = LeakyRelu<alpha = 0.2>(r)", 0.0),
 }
 
@@ -92,7 +97,9 @@ def network(end: End, sides: tuple[int, ...], seed: int) -> onnx.ModelProto:
     <float[2, 1, {kernel}] u = {{{numbers(2 * width)}}}, float[1, 2, {kernel}] w = {{{numbers(2 * width)}}},
      float[1, 2, {kernel}] q = {{{numbers(2 * width)}}}, float[1, 1, {kernel}] v = {{{numbers(width, 0.0)}}},
      float[1] b = {{{rng.uniform(-1.5, 0.0):.4f}}}, float zero = {{0.0}}, float half = {{0.5}},
-     float one = {{1.0}}, float tenth = {{0.1}}, float three = {{3.0}}, float minus = {{-1.0}}>
+     float one = {{1.0}}, float tenth = {{0.1}}, float three = {{3.0}}, float minus = {{-1.0}},
+     float million = {{1000000.0}},
+     float[1] bs = {{0.7}}, float[1] bb = {{0.3}}, float[1] bm = {{0.2}}, float[1] bv = {{0.9}}>
     {{
       a = Conv<pads = {[1] * 2 * rank}>(x, u)  l = LeakyRelu<alpha = 0.3>(a)
       h = Conv<pads = {[1] * 2 * rank}>(l, w, b)  k = Conv<pads = {[1] * 2 * rank}>(l, q)

@@ -14,7 +14,7 @@ from scipy import ndimage, stats
 
 import selkit
 from selkit.errors import InvalidInputError, NoHypothesisError
-from selkit.inference import ArgMax, BackMeanDiff, NeighborMeanDiff, PredictedClass, TopK, levels
+from selkit.inference import ArgMax, BackMeanDiff, NeighborMeanDiff, PredictedClass, Threshold, TopK, levels
 
 SIDES = [(6, 6), (12,), (5, 7), (3, 4, 4)]
 
@@ -29,7 +29,7 @@ def hypothesis(end: End, **options: Any) -> BackMeanDiff:
 
 @pytest.mark.parametrize("name", ENDS)
 def test_the_set_equals_a_grid_of_onnxruntime(name: str) -> None:
-    """27 networks for each of the 19 ends: 513."""
+    """23 networks for each of the 22 ends: 506."""
     end = ENDS[name]
     tested = crossed = 0
     for seed in range(150):
@@ -50,10 +50,10 @@ def test_the_set_equals_a_grid_of_onnxruntime(name: str) -> None:
             > 0
         )
         tested += 1
-        if tested == 27:
+        if tested == 23:
             break
-    assert tested == 27
-    assert crossed > 18
+    assert tested == 23
+    assert crossed > 15
 
 
 @pytest.mark.parametrize("name", ["relu", "clip, high", "average pool", "scaled", "sigmoid", "convolution"])
@@ -171,9 +171,45 @@ def test_tied_classes_equal_a_grid(index: int) -> None:
 
 
 def test_tied_classes_are_uniform() -> None:
-    p = p_values(classes(1), BackMeanDiff(region=ArgMax(1)), 400)
-    assert len(p) > 380  # images with ties are tested like others
+    p = p_values(classes(1), BackMeanDiff(region=ArgMax(1)), 150)
+    assert len(p) > 140  # images with ties are tested like others
     assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+MAPS = {
+    "shifted": ("y = Add(r, tenth)", 0.1),
+    "sigmoid": ("o = Add(r, tenth)  y = Sigmoid(o)", 0.5249791741371155),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_map_of_the_predicted_class_is_flat_at_its_threshold(name: str, plain: bool) -> None:
+    end, threshold = MAPS[name]
+    weights = ", ".join(f"{v:.4f}" for v in np.random.default_rng(7).uniform(-1, 1, 27))
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 1, 6, 6] x) => (float[N, 3, 6, 6] y, float[N, 3] logits)
+        <float[3, 1, 3, 3] w = {{{weights}}}, float[3] b = {{-0.4, -0.2, -0.3}}, float tenth = {{0.1}}>
+        {{ h = Conv<pads = [1, 1, 1, 1]>(x, w, b)  r = Relu(h)  {end}
+           m = GlobalAveragePool(r)  logits = Flatten(m) }}"""
+    )
+    rule = PredictedClass("logits", threshold if plain else Threshold(threshold))
+    for seed in range(4):
+        x = image((6, 6), seed)
+        scores, logits = run(model, x)
+        first = int(logits[0].argmax())
+        truth = scores[0, first] > np.float32(threshold)
+
+        def same(outputs: list[NDArray[Any]], first: int = first, truth: Any = truth) -> NDArray[np.bool_]:
+            regions = outputs[0][:, first] > np.float32(threshold)
+            return np.asarray((outputs[1].argmax(1) == first) & (regions == truth).all((1, 2)))
+
+        result = selkit.load(model, BackMeanDiff(region=rule), var=1.0).inference(
+            x, inference_mode="exhaustive"
+        )
+        np.testing.assert_array_equal(result.roi, truth)
+        check_grid(result, model, same)
 
 
 @pytest.mark.parametrize("bias", ["0.1, 0.0, -0.1", "-0.4, -0.4, -0.4"])
@@ -264,3 +300,19 @@ def test_advice_applies_to_the_rule() -> None:
         TopK(2).select(np.zeros((1, 1, 4)))
     with pytest.raises(InvalidInputError, match="choose k=1 or k=3"):
         TopK(2).select(np.array([[[3.0, 2.0, 2.0, 1.0]]]))
+
+
+def test_advice_on_an_empty_region_is_that_of_the_rule() -> None:
+    model, x = classes(1), image((6, 6), 0)
+    mask = np.zeros((6, 6), dtype=bool)
+    mask[0, 0] = True
+    plain = network(ENDS["relu"], (6, 6), 5)
+    for network_, rule, options, match in (
+        (plain, BackMeanDiff(1e6), {}, "lower the threshold$"),
+        (model, BackMeanDiff(region=PredictedClass("logits", 1e6)), {}, "lower its threshold"),
+        (plain, BackMeanDiff(region=TopK(1)), {"mask": mask}, "larger k"),
+        (plain, BackMeanDiff(region=Threshold(0.0).remove_small(99)), {}, "clean-up take less"),
+    ):
+        with pytest.raises(NoHypothesisError, match=match) as caught:
+            selkit.load(network_, rule, var=1.0).inference(x, **options)
+        assert "threshold=None" not in str(caught.value)

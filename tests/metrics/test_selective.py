@@ -258,7 +258,7 @@ def test_validation_runs_once_on_the_full_batch():
     metric = SelectiveMetric(BinaryAccuracy())
     assert metric.full["BinaryAccuracy"].validate_args
     assert not metric.selected["BinaryAccuracy"].validate_args
-    with pytest.raises(RuntimeError, match="Detected the following values in `target`"):
+    with pytest.raises(InvalidInputError, match="Detected the following values in `target`"):
         metric.update(torch.tensor([0, 1]), torch.tensor([0, 7]), torch.tensor([True, False]))
 
 
@@ -282,3 +282,36 @@ def test_bad_arguments_are_refused():
         SelectiveMetric(BinaryAccuracy()).update()
     with pytest.raises(InvalidInputError, match="argument 1 has 3 entries"):
         SelectiveMetric(BinaryAccuracy()).update(torch.zeros(2), ["a", "b", "c"], selected=torch.ones(2))
+
+
+@pytest.mark.parametrize("base", [BinaryAccuracy(), MetricCollection([BinaryAccuracy(), BinaryAUROC()])])
+def test_a_scope_with_nothing_but_nan_is_nan_not_zero(base):
+    metric = SelectiveMetric(base)
+    metric.update(
+        torch.tensor([0.9, torch.nan, 0.2, torch.nan]),
+        torch.tensor([1, 1, 1, 0]),
+        torch.tensor([True, False, True, False]),
+    )
+    found = metric.compute()
+    assert found["selected/BinaryAccuracy"] == found["full/BinaryAccuracy"] == 0.5
+    assert found["rejected/count"] == 2
+    assert found["rejected/BinaryAccuracy"].isnan()
+    metric.reset()
+    metric.update(torch.full((2,), torch.nan), torch.tensor([1, 0]), torch.tensor([True, True]))
+    assert all(value.isnan() for name, value in metric.compute().items() if "count" not in name)
+
+
+def test_a_scope_whose_targets_are_all_ignored_is_nan_not_zero():
+    preds = torch.eye(3)[[0, 1, 2, 0]]
+    metric = SelectiveMetric(MulticlassAccuracy(3, ignore_index=-100, average="micro"))
+    metric.update(preds, torch.tensor([0, -100, 1, -100]), torch.tensor([True, False, True, False]))
+    found = metric.compute()
+    assert found["selected/MulticlassAccuracy"] == 0.5
+    assert found["rejected/MulticlassAccuracy"].isnan()
+    pixels = SelectiveMetric(MulticlassAccuracy(2, ignore_index=255, average="micro"))
+    maps, target = torch.zeros(3, 2, 4, 4), torch.full((3, 4, 4), 255)
+    target[0, 0, 0], target[1, 1, 1] = 0, 1
+    pixels.update(maps, target, torch.tensor([True, True, False]))
+    found = pixels.compute()
+    assert found["full/MulticlassAccuracy"] == found["selected/MulticlassAccuracy"] == 0.5
+    assert found["rejected/MulticlassAccuracy"].isnan()

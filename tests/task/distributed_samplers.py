@@ -29,13 +29,24 @@ def run(processes: int, directory: Path) -> None:
         callbacks=[PredictionWriter(folder)],
     )
     task = SelectiveInferenceTask(Model(), score(), acc_test_outputs=True, id_key=2)
-    found = []
-    trainer.test(task, [loaders()[kind] for kind in KINDS], verbose=False)
-    found = task.test_outputs
-    trainer.predict(task, [loaders()[kind] for kind in KINDS[:4]], return_predictions=False)
+    with warnings.catch_warnings(record=True) as seeded:
+        warnings.simplefilter("always")
+        trainer.test(task, [loaders()[kind] for kind in KINDS], verbose=False)
+        found = task.test_outputs
+        trainer.predict(task, [loaders()[kind] for kind in KINDS[:4]], return_predictions=False)
+    predicted = [read_predictions(folder, i) for i in range(4)] if trainer.is_global_zero else None
+    torch.manual_seed(processes * 10 + trainer.global_rank)
+    with warnings.catch_warnings(record=True) as alone:
+        warnings.simplefilter("always")
+        trainer.test(task, loaders()["shuffled"], verbose=False)
+    with warnings.catch_warnings(record=True) as drawn:
+        warnings.simplefilter("always")
+        trainer.test(task, [loaders()["in order"], loaders()["weighted"]], verbose=False)
     if trainer.is_global_zero:
-        predicted = [read_predictions(folder, i) for i in range(4)]
-        torch.save({"outputs": found, "predicted": predicted}, directory / f"found{processes}.pt")
+        said = [sum("different orders" in str(w.message) for w in kept) for kept in (seeded, alone, drawn)]
+        torch.save(
+            {"outputs": found, "predicted": predicted, "said": said}, directory / f"found{processes}.pt"
+        )
 
 
 if __name__ == "__main__":

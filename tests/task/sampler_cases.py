@@ -73,6 +73,7 @@ def loaders():
         "subset": DataLoader(data, batch_size=4, sampler=SubsetRandomSampler(range(5, 15))),
         "batches": DataLoader(data, batch_sampler=Backwards(range(ROWS))),
         "workers": DataLoader(data, batch_size=4, shuffle=True, num_workers=2),
+        "persistent": DataLoader(data, batch_size=4, shuffle=True, num_workers=2, persistent_workers=True),
         "dropped": DataLoader(data, batch_size=4, shuffle=True, drop_last=True),
     }
 

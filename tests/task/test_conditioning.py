@@ -250,3 +250,35 @@ def test_what_cannot_be_conditioned_on_is_said():
         )
     with pytest.raises(InvalidTypeError, match=r"accepted_by must be .score., a selkit"):
         SelectiveInferenceTask(model, neighbours(model), region_test(), accepted_by="yes")
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed", "64-true"])
+def test_half_precision_is_conditioned_on_the_event_of_single_precision(precision):
+    half = torch.float16 if precision.startswith("16") else torch.bfloat16
+    model = Model().to(half).float()  # what casting rounds is rounded already
+    x = images(24, 3).to(half).float()
+    score = neighbours(model)
+    found = []
+    for each in (precision, "32-true"):
+        task = SelectiveInferenceTask(model, score, region_test(), acc_test_outputs=True)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        trainer = Trainer(
+            precision=each,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = TensorDataset(x, torch.zeros(len(x), dtype=torch.long))
+            trainer.test(task, DataLoader(data, batch_size=5), verbose=False)
+        found.append(task.test_outputs[0])
+        assert all(torch.equal(before[name], t.to(before[name])) for name, t in model.state_dict().items())
+        model.float()
+    half_found, single = (outputs["p_value"] for outputs in found)
+    both = ~half_found.isnan() & ~single.isnan()
+    assert int(both.sum()) >= 8
+    torch.testing.assert_close(half_found[both], single[both], atol=1e-5, rtol=0)
+    differ = found[0]["selected"] & half_found.isnan()
+    assert all("is not accepted" in found[0]["roi_reason"][i] for i in differ.nonzero()[:, 0].tolist())

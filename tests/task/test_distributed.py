@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("distributed.py")
+SCRIPT = Path(__file__).with_name("distributed_run.py")
 
 
 def same(first, second) -> bool:

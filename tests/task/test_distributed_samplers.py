@@ -49,3 +49,7 @@ def test_two_processes_have_the_samples_of_one(found):
         assert named[kind][0] == named[kind][1] == list(range(ROWS))
     assert named["subset"][0] == named["subset"][1] == list(range(5, 15))
     assert len(named["weighted"][1]) == 30
+
+
+def test_processes_without_a_common_seed_are_told_that_samples_are_missing(found):
+    assert [processes["said"] for processes in found] == [[0, 0, 0], [0, 1, 0]]

@@ -345,3 +345,51 @@ def test_dictionaries_with_strings_and_outputs_with_names(batch):
     assert outputs["id"] == [f"s{i}" for i in range(30)]
     predicted = trainer().predict(task, texts)
     assert torch.equal(torch.cat([part["score"] for part in predicted]), score.score(x))
+
+
+class Normalising(LightningDataModule):
+    """Data as they are on disk; a hook brings them to what the model was trained on."""
+
+    scale = 100.0
+
+    def train_dataloader(self):
+        return loader(spoiled(data()[0]), data()[1])
+
+    def val_dataloader(self):
+        return loader(spoiled(data(seed=1)[0]), data(seed=1)[1])
+
+    def test_dataloader(self):
+        return self.train_dataloader()
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        assert self.trainer.testing or self.trainer.training or self.trainer.validating
+        return (self.scale - batch[0].flip(1), *batch[1:])
+
+
+def test_a_data_module_is_fitted_on_with_its_hooks(tmp_path):
+    x = data()[0]
+    expected = EuclideanScore().fit(X=x, Y=data(seed=1)[0])
+    score = EuclideanScore().fit(model=Plain(), loaders=Normalising(), cache=tmp_path)
+    torch.testing.assert_close(score.calibration_scores, expected.calibration_scores)
+    other = Normalising()
+    other.scale = 50.0  # what a hook depends on counts for the cache
+    moved = EuclideanScore().fit(model=Plain(), loaders=other, cache=tmp_path)
+    torch.testing.assert_close(moved.score(x - 50), expected.score(x), atol=1e-4, rtol=1e-4)
+    task = SelectiveInferenceTask(Plain(), score.set_threshold(0.9), acc_test_outputs=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", ".*num_workers.*")
+        trainer().test(task, datamodule=Normalising(), verbose=False)
+    torch.testing.assert_close(task.test_outputs[0]["score"], expected.score(x))
+
+
+def test_plain_loaders_of_a_data_module_with_hooks_are_told():
+    parts = Normalising()
+    loaders = {"train": parts.train_dataloader(), "val": parts.val_dataloader()}
+    score = EuclideanScore().fit(model=Plain(), loaders=loaders).set_threshold(0.9)
+    with pytest.warns(UserWarning, match="Normalising has on_after_batch_transfer.*loaders=datamodule"):
+        trainer().test(SelectiveInferenceTask(Plain(), score), datamodule=Normalising(), verbose=False)
+    several = Normalising()
+    several.val_dataloader = lambda: [parts.val_dataloader(), parts.val_dataloader()]
+    with pytest.raises(InvalidInputError, match=r"val_dataloader\(\) gives 2 loaders"):
+        score.fit(model=Plain(), loaders=several)

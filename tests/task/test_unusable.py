@@ -18,7 +18,13 @@ from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.metrics import RiskCoverageMetric, absolute_error, dice_loss, squared_error, zero_one_loss
 from selkit.report import from_test
 from selkit.report.page import render
-from selkit.scores import EuclideanClassWiseScore, EuclideanScore, GaussianScore, MahalanobisScore
+from selkit.scores import (
+    EuclideanClassWiseScore,
+    EuclideanScore,
+    GaussianScore,
+    MahalanobisScore,
+    PyODScore,
+)
 from selkit.task import SelectiveInferenceTask
 
 
@@ -421,3 +427,51 @@ def test_no_class_is_made_of_ignored_labels(kind):
 def test_arguments_of_a_wrong_kind(options, text):
     with pytest.raises((InvalidInputError, InvalidTypeError), match=text):
         SelectiveInferenceTask(Classifier(), score(), **options)
+
+
+class Squares:
+    """A detector whose scores overflow where squares do."""
+
+    def get_params(self, deep=True):
+        return {}
+
+    def fit(self, X):
+        return self
+
+    def decision_function(self, X):
+        with np.errstate(over="ignore"):
+            return np.square(X.astype(np.float32)).sum(1)
+
+
+@pytest.mark.filterwarnings("ignore:.*were rejected because.*")
+@pytest.mark.parametrize("batch", [1, 4, 30])
+@pytest.mark.parametrize(
+    "kind",
+    [EuclideanScore(), GaussianScore(one_class=True), PyODScore(Squares())],
+    ids=lambda s: type(s).__name__,
+)
+def test_finite_features_whose_score_overflows_are_rejected_and_counted(kind, batch):
+    x, target = data(30)
+    fitted = kind.fit(X=x[:15, 3:], Y=x[15:, 3:]).set_threshold(1.0)
+    expected = fitted.select(x[:, 3:])
+    x = x.clone()
+    x[[3, 7], 4], x[5, 6] = 1e38, torch.nan
+    bad = torch.tensor([3, 5, 7])
+    with pytest.raises(InvalidInputError, match=r"overflow|infinite"):
+        fitted.score(x[[3], 3:])
+    task = SelectiveInferenceTask(Classifier(), fitted, acc_test_outputs=True)
+    logged = run(task, x, target, batch)
+    [outputs] = task.test_outputs
+    good = torch.ones(30, dtype=torch.bool).index_fill(0, bad, False)
+    assert logged["rejected/not_finite"] == 3
+    assert torch.isinf(outputs["score"][bad]).all()
+    assert not outputs["selected"][bad].any()
+    assert torch.equal(outputs["selected"][good], expected["selected"][good])
+    torch.testing.assert_close(outputs["score"][good], expected["score"][good])
+
+
+def test_what_is_wrong_otherwise_still_ends_the_run():
+    x, target = data(10)
+    wrong = EuclideanScore().fit(X=torch.randn(20, 3)).set_threshold(0.9)
+    with pytest.raises(InvalidInputError, match="4 features"):
+        run(SelectiveInferenceTask(Classifier(), wrong), x, target)

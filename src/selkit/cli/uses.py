@@ -184,13 +184,35 @@ def _classes(graph: Graph, output: str, shape: Sequence[int]) -> str:
     return f"{sizes[0]} {kind}" if sizes else "one number, such as the logit of two classes"
 
 
+HEADS: tuple[Mapping[str, Any], ...] = ({}, {"reduce": "mean"}, {"reduce": "mean", "class_axis": 1})
+"""What an explainer may be told for an output with positions, from little to much."""
+
+
 def _explained(asked: Asked, output: str, shape: Sequence[int]) -> str:
-    """Whether Shapley values can be had, and by which method."""
-    if len(shape) != 2 or len(asked.graph.inputs) != 1:
+    """Whether Shapley values can be had, by which method, and what the explainer must be told."""
+    from selkit.errors import SelkitError
+    from selkit.explain.heads import read_head
+
+    if len(shape) < 2:
         return ""
+    inputs = asked.graph.inputs
+    live = [asked.shape, *(tuple(value.shape) for value in asked.others.values())]
+    whole = [spec.name for spec in inputs if spec.dtype is not None and not spec.dtype.is_floating_point]
+    for given in HEADS:
+        try:
+            read_head(shape, live, output, **given)
+        except SelkitError:
+            continue
+        break
+    else:
+        return ""
+    told = [f"{name}={value!r}" for name, value in given.items()]
+    if whole and len(inputs) > 1:
+        told.append(f"fixed={{{', '.join(f'{name!r}: its value' for name in whole)}}}")
+    method = "by its graph (DeepSHAP), or method='permutation'"
     if output in asked.silent:
-        return "by method='permutation' alone: an operator before it has no rule"
-    return "by its graph (DeepSHAP), or method='permutation'"
+        method = "by method='permutation' alone: an operator before it has no rule"
+    return method + (f"; say {', '.join(told)}" if told else "")
 
 
 def silent(graph: Graph, unruled: Sequence[str]) -> frozenset[str]:

@@ -131,10 +131,12 @@ def _run(
     values: list[Tensor] = []
     targets: list[Tensor] = []
     reading: Reading | None = None
-    total = length_of(loader)
+    total, datamodule = length_of(loader), getattr(loader, "datamodule", None)
     for raw in track(loader, f"{want}s" if want == "embedding" else want, total):
         key = store.key((raw, input_key)) if store else ""  # before a hook writes into the batch
-        batch = moved(owner, raw)
+        batch = moved(owner, raw, datamodule)
+        if store and datamodule is not None:
+            key = store.key((batch, input_key))  # what its hooks depend on is no part of the model
         found = store.get(key) if store else None
         if found is None:
             if reading is None:

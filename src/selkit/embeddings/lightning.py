@@ -12,28 +12,94 @@ from typing import Any
 
 from torch import nn
 
+from selkit.errors import InvalidInputError
+
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 _ready: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules that were set up here
 
 
-def base_of(model: Any) -> type | None:
+def base_of(model: Any, name: str = "LightningModule") -> type | None:
     """Lightning's class of a module, of either package that has it; ``None`` for other models."""
     for kind in type(model).__mro__:
-        if kind.__name__ == "LightningModule" and kind.__module__.startswith(("lightning.", "pytorch_light")):
+        if kind.__name__ == name and kind.__module__.startswith(("lightning.", "pytorch_light")):
             return kind
     return None
 
 
 def overrides(model: Any, hook: str) -> bool:
-    """Whether a Lightning module has a hook of its own."""
-    base = base_of(model)
+    """Whether a Lightning module or DataModule has a hook of its own."""
+    base = base_of(model) or base_of(model, "LightningDataModule")
     if base is None:
         return False
     return hook in vars(model) or getattr(type(model), hook, None) is not getattr(base, hook, None)
 
 
-def moved(model: Any, batch: Any) -> Any:
+class FromDataModule:
+    """A loader of a DataModule, whose hooks its batches pass through.
+
+    Parameters
+    ----------
+    datamodule
+        Set up.
+    loader
+        One of its loaders.
+    """
+
+    def __init__(self, datamodule: Any, loader: Any) -> None:
+        self.datamodule, self.loader = datamodule, loader
+
+    def __iter__(self) -> Iterator[Any]:
+        with _with_trainer(self.datamodule):
+            yield from self.loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def loaders_of(loaders: Any) -> Any:
+    """The loaders of a DataModule for ``train`` and ``val``; other things as they are.
+
+    Raises
+    ------
+    InvalidInputError
+        If it has several loaders for one of them.
+    """
+    if base_of(loaders, "LightningDataModule") is None:
+        return loaders
+    found = {}
+    if loaders.trainer is None:  # no Trainer has set it up
+        with _with_trainer(loaders):
+            loaders.prepare_data()
+            loaders.setup("fit")
+    for part in ("train", "val"):
+        if not overrides(loaders, f"{part}_dataloader"):
+            continue
+        loader = getattr(loaders, f"{part}_dataloader")()
+        if isinstance(loader, (list, tuple, dict)):
+            raise InvalidInputError(
+                f"{type(loaders).__name__}.{part}_dataloader() gives {len(loader)} loaders; say which one is "
+                "meant, loaders={'train': ..., 'val': ...}"
+            )
+        found[part] = FromDataModule(loaders, loader)
+    return found
+
+
+@contextlib.contextmanager
+def _with_trainer(datamodule: Any) -> Iterator[None]:
+    """A Trainer that tests and does nothing, where a DataModule has none and may ask for it."""
+    base = base_of(datamodule, "LightningDataModule")
+    if datamodule.trainer is not None or base is None:
+        yield
+        return
+    datamodule.trainer = _idle_trainer(base)
+    try:
+        yield
+    finally:
+        datamodule.trainer = None
+
+
+def moved(model: Any, batch: Any, datamodule: Any = None) -> Any:
     """A batch as a Lightning module's own hooks hand it on; for other models as it is.
 
     Parameters
@@ -42,12 +108,23 @@ def moved(model: Any, batch: Any) -> Any:
         Any.
     batch
         As the loader yields it.
+    datamodule
+        Where the loader comes from; its hooks go before those of the model, as in a Trainer.
     """
-    if not any(overrides(model, hook) for hook in TRANSFER_HOOKS):
-        return batch
-    batch = model.on_before_batch_transfer(batch, 0)
-    batch = model.transfer_batch_to_device(batch, model.device, 0)
-    return model.on_after_batch_transfer(batch, 0)
+    for hook in TRANSFER_HOOKS:
+        owner = datamodule if overrides(datamodule, hook) else model
+        if owner is not datamodule and not any(overrides(model, each) for each in TRANSFER_HOOKS):
+            continue
+        place = () if hook != "transfer_batch_to_device" else (_device_of(model),)
+        batch = getattr(owner, hook)(batch, *place, 0)
+    return batch
+
+
+def _device_of(model: Any) -> Any:
+    found = getattr(model, "device", None)
+    if found is None and isinstance(model, nn.Module):
+        found = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    return "cpu" if found is None else found
 
 
 @contextlib.contextmanager

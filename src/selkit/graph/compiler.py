@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 Choice: TypeAlias = "bool | Callable[[Operator], bool]"
 """Whether to decompose composite operators: all, none, or those that a function picks."""
 
+EXPECTED = (UnsupportedAttribute, RuntimeError, IndexError, ValueError, ArithmeticError)
+"""What torch raises where a model's shapes do not fit, and operators for what they do not cover."""
+FAULTS = (TypeError, KeyError, AttributeError, NameError, AssertionError)
+"""What a model that was read without complaint cannot be blamed for."""
+
 MODEST = 2**24
 """Elements up to which the shape of a result is found by computing it, where no rule tells it."""
 
@@ -165,19 +170,14 @@ class Builder:
             return
         try:
             self._emit(operator, inputs, tuple(outputs), name)
-        except (
-            UnsupportedAttribute,
-            RuntimeError,
-            LookupError,
-            ValueError,
-            TypeError,
-            ArithmeticError,
-        ) as error:
+        except (*EXPECTED, *FAULTS) as error:
+            internal = isinstance(error, FAULTS)
             shapes = ", ".join(str(self._shape_of(value)) for value in inputs if value)
             own = isinstance(operator, Unsupported)
-            reason = f"{error} (its inputs have the shapes {shapes})" if shapes and not own else str(error)
-            kind = op_type or type(operator).__name__
-            self.refuse(UnsupportedNode(name, kind, domain, self.opset.get(domain, 0), reason), outputs)
+            said = f"{type(error).__name__}: {error}" if internal else str(error)
+            reason = f"{said} (its inputs have the shapes {shapes})" if shapes and not own else said
+            kind, opset = op_type or type(operator).__name__, self.opset.get(domain, 0)
+            self.refuse(UnsupportedNode(name, kind, domain, opset, reason, internal), outputs)
 
     def _shape_of(self, name: str) -> Shape:
         return self.shapes[name] if name in self.shapes else tuple(self.values[name].shape[1:])

@@ -106,14 +106,17 @@ def find_entry(
         If there is none, or several and none is chosen; candidates are listed.
     """
     nodes = [graph.nodes[index] for index in needed(graph.nodes, outputs)]
-    integers, found, other, shaped = {name}, {}, [], False
+    integers, rows, found, other, shaped = {name}, set[str](), {}, [], False
     for node in nodes:
         read = [place for place, value in enumerate(node.inputs) if value in integers]
         if not read:
             continue
         kind = _becomes(node, read)
-        if kind is not None:
-            found[node.outputs[0]] = kind
+        if kind == "embedding" and _whole(graph, node.inputs[0]):  # of a quantized table, made real later
+            integers.add(node.outputs[0])
+            rows.add(node.outputs[0])
+        elif kind is not None:
+            found[node.outputs[0]] = "embedding" if rows.intersection(node.inputs) else kind
         elif isinstance(node.operator, Shape | Size):
             shaped = True
         elif _stays(node, read):
@@ -150,6 +153,12 @@ def _becomes(node: Node, read: Sequence[int]) -> Literal["embedding", "cast"] | 
     if isinstance(operator, Cast) and torch_dtype(operator.to).is_floating_point:
         return "cast"
     return "cast" if isinstance(operator, DequantizeLinear) and read == [0] else None
+
+
+def _whole(graph: Graph, table: str) -> bool:
+    """Whether a stored table holds integers."""
+    values = graph.initializers.get(table)
+    return values is not None and not values.is_floating_point()
 
 
 def _stays(node: Node, read: Sequence[int]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from selkit.errors import InvalidInputError, UnsupportedModelError
+from selkit.errors import InternalError, InvalidInputError, UnsupportedModelError
 from selkit.graph.compiler import Builder, Choice
 from selkit.graph.nodes import needed
 from selkit.graph.ops.base import LARGEST, Operator
@@ -66,6 +66,12 @@ def compile_graph(
     for index in nodes:
         builder.add_node(graph.nodes[index], (index,))
     problems = builder.standing(wanted)
+    faults = [str(problem) for problem in problems if problem.internal]
+    if faults:
+        raise InternalError(
+            "selkit failed at nodes of this model, which is an error of selkit and not of the model; please "
+            "report it with the model: " + "; ".join(faults)
+        )
     if problems:
         raise UnsupportedModelError(problems)
     return builder.finish(inputs, wanted)

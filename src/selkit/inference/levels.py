@@ -87,7 +87,9 @@ def representable(threshold: float, dtype: torch.dtype | None) -> float:
     return max(threshold, float(torch.tensor(threshold, dtype=dtype)))
 
 
-def undo(program: Program, value: str, threshold: float, dtype: torch.dtype | None) -> Level:
+def undo(
+    program: Program, value: str, threshold: float, dtype: torch.dtype | None, keep: tuple[str, ...] = ()
+) -> Level:
     """Return the region ``value > threshold``, as one of an earlier value where that is possible.
 
     Parameters
@@ -100,6 +102,8 @@ def undo(program: Program, value: str, threshold: float, dtype: torch.dtype | No
         What it is compared with.
     dtype
         Of the map outside selkit, in whose rounding a threshold at a flat level counts as equal to it.
+    keep
+        Other values that the program shall still output.
 
     Raises
     ------
@@ -108,42 +112,89 @@ def undo(program: Program, value: str, threshold: float, dtype: torch.dtype | No
     """
     steps = {name: step for step in program.steps for name in step.outputs if name}
     rounding = torch.finfo(dtype if dtype is not None and dtype.is_floating_point else torch.float64).eps
-    level, above, slack = representable(threshold, dtype), True, rounding * abs(threshold)
+    level, above = representable(threshold, dtype), True
+    # One unit in the last place: the next number but one of the dtype is another one.
+    slack = math.ldexp(rounding, math.frexp(level)[1] - 1) if level else 0.0
     current, pooled = value, False
-    bypassed: dict[str, str] = {}
+    path: list[Step] = []  # what stays, above the last that was undone
+    passed: list[Step] = []  # and what may have to stay, if nothing more is undone
+    source = value
     while (step := steps.get(current)) is not None:
         live = [name for name, alive in zip(step.inputs, step.live, strict=True) if alive]
         if len(live) != 1:
             break
-        back = _undo_step(step, program, level, above, slack)
-        if back is not None and not (pooled and back[1] != above):
-            _check(back[0], threshold, step)
-            edge = step.operator.undo(
-                level + slack if above else level - slack, above, *_constants(step, program)
-            )
-            moved = abs(edge[0] - back[0]) if edge is not None and math.isfinite(edge[0]) else 0.0
-            slack = moved + rounding * abs(back[0])
-            level, above = back
-            bypassed[step.outputs[0]] = live[0]
+        back = _undo_step(step, program, _Near(level, above, slack, rounding))
+        if back is not None and not (pooled and back.above != above):
+            _check(back.level, threshold, step)
+            level, above, slack = back.level, back.above, back.slack
+            path, passed, source = path + passed, [], live[0]
         elif _commutes(step):
             pooled = pooled or type(step.operator).__name__ in POOLS
+            passed.append(step)
         else:
             break
         current = live[0]
-    return Level(*_without(program, value, bypassed), level, above)
+    found = Level(*_again(program, source, path, keep), level, above)
+    # Where the map is flat, single precision may have rounded its level to the threshold. Values of half
+    # precision are computed in double, so that its coarser rounding is not theirs.
+    slack *= min(1.0, torch.finfo(torch.float32).eps / rounding)
+    if not _flat_at(found, slack):
+        return found
+    return dataclasses.replace(found, level=level + slack if above else level - slack)
 
 
-def _undo_step(
-    step: Step, program: Program, level: float, above: bool, slack: float
-) -> tuple[float, bool] | None:
-    """The operator's answer; for a level within rounding of one that has an answer, the answer to that."""
+@dataclass(frozen=True)
+class _Near:
+    """A level that is known up to rounding; what lies within ``slack`` of it counts as equal to it."""
+
+    level: float
+    above: bool
+    slack: float
+    rounding: float
+
+    @property
+    def beyond(self) -> float:
+        """The last level that counts as equal, on the region's side."""
+        return self.level + self.slack if self.above else self.level - self.slack
+
+    @property
+    def before(self) -> float:
+        """The last one on the other side."""
+        return self.level - self.slack if self.above else self.level + self.slack
+
+
+def _undo_step(step: Step, program: Program, near: _Near) -> _Near | None:
+    """The operator's answer; where it is flat within rounding of the level, it is flat at the level."""
     if program.shapes[step.outputs[0]] != program.shapes[_live(step)]:
         return None
     inputs = _constants(step, program)
-    back = step.operator.undo(level, above, *inputs)
-    if back is None and slack > 0:
-        back = step.operator.undo(level + slack if above else level - slack, above, *inputs)
-    return back
+    back, beyond, before = (
+        step.operator.undo(level, near.above, *inputs) for level in (near.level, near.beyond, near.before)
+    )
+    if beyond is None:
+        return None
+    if back is None or before is None:
+        level, above = back or beyond
+        return _Near(level, above, near.rounding * abs(level), near.rounding)
+    level, above = back
+    moved = abs(beyond[0] - level) if math.isfinite(beyond[0]) and math.isfinite(level) else 0.0
+    grown = near.rounding * abs(level) if math.isfinite(level) else 0.0
+    return _Near(level, above, moved + grown, near.rounding)
+
+
+def _flat_at(found: Level, slack: float) -> bool:
+    """Whether the value comes this close to its level on fixed noise: by chance it does so next to never."""
+    if slack <= 0 or not math.isfinite(found.level) or not found.program.steps:
+        return False
+    random = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([0.1, 1.0, 1.0, 10.0, 100.0], dtype=torch.float64)
+    inputs = {}
+    for name, shape in found.program.inputs.items():
+        noise = torch.randn((len(sizes), *shape), generator=random, dtype=torch.float64)
+        noise *= sizes.reshape(-1, *(1,) * len(shape))
+        inputs[name] = noise.to(found.program.device, found.program.dtype)
+    value = found.program.run(inputs)[found.value]
+    return bool(((value - found.level).abs() <= slack).any())
 
 
 def _constants(step: Step, program: Program) -> list[Any]:
@@ -169,20 +220,9 @@ def _check(level: float, threshold: float, step: Step) -> None:
         )
 
 
-def _without(program: Program, value: str, bypassed: dict[str, str]) -> tuple[Program, str]:
-    """A program without the steps that make some values, whose readers get what these were made of."""
-    if not bypassed:
-        return program, value
-
-    def source(name: str) -> str:
-        while name in bypassed:
-            name = bypassed[name]
-        return name
-
-    kept = tuple(
-        dataclasses.replace(step, inputs=tuple(source(name) for name in step.inputs))
-        for step in program.steps
-        if step.outputs[0] not in bypassed
-    )
-    value = source(value)
-    return dataclasses.replace(program, steps=kept).prune([value]), value
+def _again(program: Program, source: str, path: list[Step], keep: tuple[str, ...]) -> tuple[Program, str]:
+    """A program that also takes steps, the last of ``path`` first, from another value than before."""
+    for step in reversed(path):
+        inputs = [source if alive else name for name, alive in zip(step.inputs, step.live, strict=True)]
+        program, source = program.extend(step.operator, inputs)
+    return program.prune([source, *keep]), source

@@ -109,7 +109,7 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
         raise InvalidInputError(f"the score map {why}: it has values that are not finite on this image")
     rule = hypothesis.region
     if rule is not None:
-        rule = rule.given({name: values[name][0].cpu().numpy() for name in rule.needs})
+        rule = rule.given({name: values[name][0].cpu().numpy() for name in rule.needs}).prepared(maps, image)
     margin = maps.margins.run(image)[maps.margin] if rule is None else values[maps.raw]
     tie: float | NDArray[np.float64] = maps.tie(values[maps.raw], margin)
     masks = rule.observe(maps, image) if isinstance(rule, MaskRule) else None
@@ -121,9 +121,10 @@ def select(maps: ScoreMap, hypothesis: Hypothesis, inputs: Inputs, mask: Array |
     usable = read_mask(mask, roi.shape, shape, maps.tested)
     roi = roi & usable  # what is selected elsewhere stays in the condition
     if not roi.any():
+        said = f"threshold={hypothesis.threshold}" if rule is None else f"region={hypothesis.region}"
         raise NoHypothesisError(
             "the region is empty: no score that the mask leaves is selected (the largest is "
-            f"{float(score.max()):.4g}, threshold={hypothesis.threshold}); lower the threshold"
+            f"{float(score.max()):.4g}, {said}); {'lower the threshold' if rule is None else rule.empty}"
         )
     shown = score if rule is None else maps.as_made(torch.as_tensor(rule.shown(score.cpu().numpy())))
     if masks is not None:

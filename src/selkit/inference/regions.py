@@ -11,17 +11,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from selkit.errors import InvalidInputError
-from selkit.inference.levels import tie
+from selkit.inference.levels import Level, tie, undo
 from selkit.inference.postprocess import Builder
 from selkit.utils.boundary import checked_fields
+
+if TYPE_CHECKING:
+    from selkit.inference.score_map import ScoreMap
 
 
 class Region(ABC):
@@ -39,6 +43,9 @@ class Region(ABC):
     advice = "the region's condition holds on this image by rounding only; leave the image out"
     """What to do about an image on which the region cannot be reproduced."""
 
+    empty = "use a rule that selects more, or leave the image out"
+    """What to do about an image on which no pixel is selected."""
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of other values of the model that the rule looks at."""
@@ -46,6 +53,22 @@ class Region(ABC):
 
     def given(self, values: Mapping[str, NDArray[Any]]) -> Region:
         """Return the rule for one image, on which these are the values that it needs."""
+        return self
+
+    def as_threshold(self) -> float | None:
+        """The number, if the rule is nothing but a threshold."""
+        return None
+
+    def prepared(self, maps: ScoreMap, image: dict[str, Tensor]) -> Region:
+        """Return the rule for a model.
+
+        Parameters
+        ----------
+        maps
+            The model with its score map.
+        image
+            The image, and others of the same size, stacked.
+        """
         return self
 
     def shown(self, score: NDArray[Any]) -> NDArray[Any]:
@@ -127,6 +150,7 @@ class ArgMax(Region):
     by_channel: ClassVar[bool] = True
     index: int
     advice = "the class leads by rounding alone at some pixel; leave the image out, or test another class"
+    empty = "the class has the largest score nowhere; test another class, or leave the image out"
 
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
         """Return where the class wins."""
@@ -166,6 +190,7 @@ class TopK(Region):
 
     k: int
     advice = "the scores on both sides of k differ by rounding alone; choose another k"
+    empty = "the mask covers all of the k best pixels; choose a larger k, or another mask"
 
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
         """Return the pixels with the largest scores."""
@@ -241,7 +266,9 @@ class PredictedClass(Region):
                 f"the logits {self.logits!r} have shape {logits.shape}; PredictedClass needs one row with at "
                 "least two classes"
             )
-        rule = self.rule.given(values) if isinstance(self.rule, Region) else float(self.rule)
+        own = self.rule.as_threshold() if isinstance(self.rule, Region) else None
+        rule = self.rule if own is None else own
+        rule = rule.given(values) if isinstance(rule, Region) else float(rule)
         # The first of equal classes is predicted, as argmax says; rounding does not decide.
         first = int(np.flatnonzero(logits[0] >= logits.max() - tie(logits))[0])
         return _ClassMap(self.logits, rule, first, logits.shape[1], tie(logits))
@@ -265,11 +292,18 @@ class _ClassMap(Region):
     classes: int
     equal: float
     """The difference up to which logits are equal."""
+    level: Level | None = field(default=None, compare=False)
+    """Where the class's map is above a threshold, as a region of an earlier value."""
+    chosen: NDArray[np.bool_] | None = field(default=None, compare=False)
+    """The pixels that this selects on the image."""
+    touching: float = 0.0
+    """The difference up to which its values equal its level."""
 
     advice = (
         "a score lies on the threshold, or the predicted class leads, by rounding alone; move the threshold "
         "a little, or leave the image out"
     )
+    empty = "the map of the predicted class has no such pixel; lower its threshold, or leave the image out"
 
     def shown(self, score: NDArray[Any]) -> NDArray[Any]:
         """The map of the class."""
@@ -280,20 +314,46 @@ class _ClassMap(Region):
             )
         return score[:, self.index : self.index + 1]
 
+    def prepared(self, maps: ScoreMap, image: dict[str, Tensor]) -> Region:
+        """The threshold before flat and smooth functions at the end of the map."""
+        shape = maps.margins.shapes[maps.margin]
+        if isinstance(self.rule, Region) or len(shape) < 3 or shape[1] != self.classes:
+            return self
+        g = Builder(maps.margins)
+        mine = g.add("Gather", maps.margin, torch.tensor([self.index]), axis=1)
+        level = undo(g.program, mine, self.rule, maps.dtype, keep=self.needs)
+        values = level.program.run(image)[level.value].nan_to_num(0.0, 0.0, 0.0).cpu().numpy()
+        touching = tie(np.append(values, level.level))
+        lead = values[0] - level.level
+        chosen = np.asarray((lead if level.above else -lead) > touching)
+        return replace(self, level=level, chosen=chosen, touching=touching)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The logits."""
+        return (self.logits,)
+
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
         """What the rule selects of the class's map."""
         mine = self.shown(score)
+        if self.chosen is not None:
+            return self.chosen
         if isinstance(self.rule, Region):
             return self.rule.select(mine)
         return np.asarray(mine - self.rule > tie(score))
 
     def condition(self, g: Builder, score: str, selected: NDArray[np.bool_]) -> str:
         """The rule's condition on the class's map, and the class's lead over the others."""
-        mine = g.add("Gather", score, torch.tensor([self.index]), axis=1)
-        if isinstance(self.rule, Region):
-            pixels = self.rule.condition(g, mine, selected)
+        if self.level is not None:
+            g.program = self.level.program
+            pair = self.level.value, g.constant(self.level.level)
+            pixels = g.add("Sub", *(pair if self.level.above else pair[::-1]))
         else:
-            pixels = g.add("Sub", mine, g.constant(self.rule))
+            mine = g.add("Gather", score, torch.tensor([self.index]), axis=1)
+            if isinstance(self.rule, Region):
+                pixels = self.rule.condition(g, mine, selected)
+            else:
+                pixels = g.add("Sub", mine, g.constant(self.rule))
         parts = [pixels, *self._leads(g)]
         return g.add("Concat", *(g.add("Reshape", part, torch.tensor([-1])) for part in parts), axis=0)
 
@@ -312,7 +372,7 @@ class _ClassMap(Region):
     def ties(self, score: NDArray[Any], count: int) -> NDArray[np.float64]:
         """Those of the map, and those of the logits."""
         leads = int(self.index > 0) + int(self.index < self.classes - 1)
-        ties = np.full(count, tie(score))
+        ties = np.full(count, tie(score) if self.level is None else self.touching)
         if isinstance(self.rule, Region):
             ties[:-leads] = self.rule.ties(score, count - leads)
         ties[-leads:] = self.equal

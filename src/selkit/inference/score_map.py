@@ -50,6 +50,8 @@ class ScoreMap:
         Axes of the tested input and of the score map, where they are known.
     dtype
         Of the score map outside selkit.
+    scaled
+        Whether the score map is scaled by its minimum and maximum.
     """
 
     observed: Program
@@ -62,6 +64,7 @@ class ScoreMap:
     tested: Axes | None = None
     mapped: Axes | None = None
     dtype: torch.dtype | None = None
+    scaled: bool = False
 
     def tie(self, raw: Tensor, margin: Tensor) -> float:
         """Up to which a margin is a tie: the score equals the threshold.
@@ -71,7 +74,9 @@ class ScoreMap:
         raw, margin
             The values of these names on an image, and on others of the same size.
         """
-        largest = [float(value.nan_to_num(0.0, 0.0, 0.0).abs().max()) for value in (raw, margin)]
+        # A map that is scaled by itself has lost its size; else the margin has the size of what is compared.
+        values = (raw, margin) if self.scaled else (margin,)
+        largest = [float(value.nan_to_num(0.0, 0.0, 0.0).abs().max()) for value in values]
         return TIE * max(*largest, abs(self.level))
 
     def axes_of(self, chosen: Tensor) -> Axes | None:
@@ -147,8 +152,11 @@ def build_score_map(
         level = builder.constant(found.level)
         margin = builder.add("Sub", *((found.value, level) if found.above else (level, found.value)))
     margins = require_bounded(builder.program.prune([margin]))
+    observed = observed.prune([output, score, raw])
     return ScoreMap(
-        observed.prune([output, score, raw]), margins, output, score, margin, raw, found.level, tested, mapped
+        *(observed, margins, output, score, margin, raw, found.level, tested, mapped),
+        dtype=dtype,
+        scaled=hypothesis.use_norm,
     )
 
 

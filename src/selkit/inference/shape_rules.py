@@ -19,7 +19,7 @@ from torch import Tensor
 from selkit.errors import InvalidInputError, InvalidTypeError, NotAvailableError
 from selkit.graph.program import Program
 from selkit.inference.layout import unknown
-from selkit.inference.levels import TIE, Level, representable, undo
+from selkit.inference.levels import TIE, Level, representable, tie, undo
 from selkit.inference.mask_event import MaskEvent, Outcome
 from selkit.inference.masks import (
     FillHoles,
@@ -80,6 +80,7 @@ class MaskRule(Region):
     """
 
     steps: tuple[MaskStep, ...] = ()
+    empty = "lower the threshold, or let the clean-up take less away"
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, tuple) or not all(isinstance(step, MaskStep) for step in self.steps):
@@ -150,7 +151,8 @@ class MaskRule(Region):
 
     def masks_of(self, score: NDArray[Any]) -> list[Mask]:
         """The masks of all levels."""
-        return [np.asarray(score > level) for level in self.levels]
+        equal = tie(score)
+        return [np.asarray(score - level > equal) for level in self.levels]
 
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
         """Return the region of a map of shape (1, channels, *space)."""
@@ -178,12 +180,11 @@ class MaskRule(Region):
         found, levels = self._undone(maps)
         program = found.program.prune([found.value])
         values = program.run(image)[found.value]
-        raw = maps.margins.run(image)[maps.margin]
-        largest = [float(part.nan_to_num(0.0, 0.0, 0.0).abs().max()) for part in (values, raw)]
-        tie = TIE * max(*largest, *(abs(level) for level in levels), 0.0)
+        largest = float(values.nan_to_num(0.0, 0.0, 0.0).abs().max())
+        equal = TIE * max(largest, *(abs(level) for level in levels), 0.0)
         shape = program.shapes[found.value]
         outcome = Outcome(partial(self.finish, grid=grid), (), np.ones(shape, dtype=bool), shape)
-        event = self._event(program, found, levels, tie, outcome)
+        event = self._event(program, found, levels, equal, outcome)
         masks = event.masks(values[:1])
         seen = [np.ascontiguousarray(pair[0]) for pair in outcome.finish(masks, masks)]
         event = replace(event, outcome=replace(outcome, observed=tuple(seen)))
@@ -248,11 +249,14 @@ class Threshold(MaskRule):
         return (self.value,)
 
     def condition(self, g: Builder, score: str, selected: NDArray[np.bool_]) -> str:
-        """How far scores are above the threshold where they are selected, and below it elsewhere."""
+        """How far scores are above the threshold."""
         if self.steps:
             return super().condition(g, score, selected)
-        sign = np.where(selected, 1.0, -1.0).reshape(g.shape(score))
-        return g.add("Mul", g.add("Sub", score, g.constant(self.value)), g.constant(sign))
+        return g.add("Sub", score, g.constant(self.value))
+
+    def as_threshold(self) -> float | None:
+        """The threshold, without clean-up."""
+        return None if self.steps else self.value
 
 
 @dataclass(frozen=True)
@@ -350,6 +354,8 @@ class Otsu(MaskRule):
     >>> Otsu().select(np.array([[[0.1, 0.2, 0.9, 0.8]]])).astype(int)
     array([[[0, 0, 1, 1]]])
     """
+
+    empty = "let the clean-up take less away, or leave the image out"
 
     @property
     def levels(self) -> tuple[float, ...]:

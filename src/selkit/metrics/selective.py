@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from selkit.errors import InvalidInputError, InvalidTypeError
@@ -46,6 +46,16 @@ def _guesses_logits(metric: Metric) -> bool:
         if any(kind.__name__.startswith(("Binary", "Multilabel")) for kind in kinds):
             return True
     return False
+
+
+def ignored_by(metric: nn.Module) -> set[int]:
+    """Targets that mean to a metric, and what it wraps: this one does not count."""
+    found: set[int] = set()
+    for part in metric.modules():
+        value = getattr(part, "ignore_index", None) if isinstance(part, Metric) else None
+        several = value if isinstance(value, (list, tuple)) else (value,)
+        found |= {one for one in several if isinstance(one, int) and not isinstance(one, bool)}
+    return found
 
 
 def _copies(base: Metric | MetricCollection, validate: bool) -> MetricCollection:
@@ -113,6 +123,7 @@ class SelectiveMetric(Metric):
     selected: MetricCollection
     rejected: MetricCollection
     count: Tensor
+    usable: Tensor  # of these rows, how many a metric can say something about
 
     @public
     def __init__(
@@ -135,6 +146,7 @@ class SelectiveMetric(Metric):
             str(name) for name, metric in self.full.items(keep_base=True) if _guesses_logits(metric)
         ]
         self.add_state("count", default=torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("usable", default=torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
 
     @public
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -179,6 +191,7 @@ class SelectiveMetric(Metric):
             decidable = self._decidable(mine, n)
             if decidable is None:
                 continue
+            self.usable[SCOPES.index(scope)] += self._usable(decidable)
             named = dict(zip(kwargs, decidable[len(args) :], strict=True))
             try:
                 getattr(self, scope).update(*decidable[: len(args)], **named)
@@ -187,6 +200,21 @@ class SelectiveMetric(Metric):
                 raise InvalidInputError(
                     f"{type(getattr(self, scope)).__name__} does not take these values: {error}"
                 ) from error
+
+    def _usable(self, values: list[Any]) -> int:
+        """How many rows have a target that some metric does not ignore."""
+        target = values[1] if len(values) > 1 else None
+        rows = next(
+            (len(v) for v in values if isinstance(v, (list, tuple)) or (isinstance(v, Tensor) and v.ndim)), 1
+        )
+        ignored = [ignored_by(metric) for metric in self.full.values()]
+        always = set.intersection(*ignored) if ignored else set()
+        if not always or not isinstance(target, Tensor) or not target.ndim:
+            return rows
+        known = torch.ones_like(target, dtype=torch.bool)
+        for value in always:
+            known &= target != value
+        return int(known.reshape(len(target), -1).any(1).sum())
 
     def _decidable(self, values: list[Any], rows: int) -> list[Any] | None:
         """Without rows whose prediction is NaN, for metrics that would then take all others for logits."""
@@ -217,14 +245,14 @@ class SelectiveMetric(Metric):
         -------
         dict of str to Tensor
             ``full/<name>``, ``selected/<name>``, ``rejected/<name>``, and ``<scope>/count``, the number of
-            samples. Without samples a metric is NaN, of the shape that it has on all samples.
+            samples. Without samples that a metric can use (all have NaN, or a target that it ignores) it is
+            NaN, of the shape that it has on all samples.
         """
-        counts = self.count.tolist()
         values: dict[str, Any] = {}
         template: dict[str, Any] = {}
-        for scope, count in zip(SCOPES, counts, strict=True):
+        for scope, count, usable in zip(SCOPES, self.count.tolist(), self.usable.tolist(), strict=True):
             metrics: MetricCollection = getattr(self, scope)
-            if count:
+            if usable:
                 found = _computed(metrics)
             else:
                 names = template or dict.fromkeys(map(str, metrics.keys()), self.count.float()[0])

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from selkit.embeddings.batches import Key
 from selkit.embeddings.extract import extract as extract_features
+from selkit.embeddings.lightning import loaders_of
 from selkit.embeddings.sources import Pool, Want, run, source_of
-from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
+from selkit.errors import InvalidInputError, InvalidTypeError, NotFiniteError, NotFittedError
 from selkit.scores.data import (
     AsGiven,
     FitData,
@@ -31,6 +32,9 @@ from selkit.scores.thresholds import Thresholds
 from selkit.utils.arrays import ArrayLike, as_labels, as_matrix, check_fraction
 from selkit.utils.checks import choice, text
 from selkit.utils.precision import exact_device, full_precision
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
 
 
 class UncertaintyScore(OutlierEstimator, Thresholds):
@@ -59,6 +63,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         super().__init__()
         self._where: dict[str, Any] = {"layer": None, "pool": None}
         self._settling = None
+        self._past_hooks = False  # fitted on loaders that a DataModule's hooks have not seen
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_settling": None}  # it is told by addresses, which a copy does not have
@@ -110,7 +115,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         cal: ArrayLike | Mapping[str, ArrayLike] | None = None,
         labels: ArrayLike | None = None,
         model: Any = None,
-        loaders: Mapping[str, Iterable[Any]] | None = None,
+        loaders: Mapping[str, Iterable[Any]] | LightningDataModule | None = None,
         loader: Iterable[Any] | None = None,
         layer: str | None = None,
         pool: Pool = None,
@@ -140,7 +145,9 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
             A torch or Lightning module with ``embed(x)`` (``logits(x)`` for scores of logits), or an ONNX
             model; see :func:`selkit.embeddings.extract`.
         loaders
-            ``{"train": ..., "val": ...}``; ``"val"`` is the calibration set and may be missing.
+            ``{"train": ..., "val": ...}``; ``"val"`` is the calibration set and may be missing. Or a
+            ``LightningDataModule``, whose ``train_dataloader`` and ``val_dataloader`` are taken, and whose
+            hooks of batch transfer are called as in a Trainer; loaders on their own do not know them.
         loader
             A single loader, the same as ``loaders={"train": loader}``: of references, or for a score of
             logits, which keeps none, of the calibration set. Without ``model=`` its batches are embeddings or
@@ -169,6 +176,8 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
             if loaders is not None:
                 raise InvalidInputError("give loader= or loaders=, not both")
             loaders, model = {"train": loader}, AsGiven() if model is None else model
+        self._past_hooks = model is not None and isinstance(loaders, Mapping)
+        loaders = loaders_of(loaders)
         if model is not None or loaders is not None:
             options = {"input_key": input_key, "target_key": target_key, "cache": cache}
             given = self._from_model(given, model, loaders, {"layer": layer, "pool": pool, **options})
@@ -339,7 +348,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
 
         Raises
         ------
-        InvalidInputError
+        NotFiniteError
             For scores that overflow.
         """
         dtype = query.dtype if self.precision is None else self.precision.dtype
@@ -347,7 +356,7 @@ class UncertaintyScore(OutlierEstimator, Thresholds):
         rounded = self._settled(exact).to(dtype).to(query.device)
         if not bool(torch.isfinite(rounded).all()):
             bad = int((~torch.isfinite(rounded)).sum())
-            raise InvalidInputError(
+            raise NotFiniteError(
                 f"{bad} of {rounded.numel()} scores overflow {dtype}: the query holds numbers that are too "
                 "large for this score; rescale the data, or remove these rows"
             )

@@ -99,7 +99,8 @@ def from_loaders(
         raise InvalidInputError("give either X= and Y=, or model= and loaders=, not both")
     if not isinstance(loaders, Mapping):
         raise InvalidTypeError(
-            f"loaders must be a mapping such as {{'train': ..., 'val': ...}}; got {type(loaders).__name__}"
+            "loaders must be a mapping such as {'train': ..., 'val': ...}, or a LightningDataModule; "
+            f"got {type(loaders).__name__}"
         )
     if set(loaders) - {"train", "val"} or not loaders:
         raise InvalidInputError(f"loaders may hold 'train' and 'val'; got {list(loaders)}")

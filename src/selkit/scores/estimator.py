@@ -11,6 +11,7 @@ from torch import Tensor
 
 from selkit.errors import NotFittedError
 from selkit.utils.arrays import check_fraction
+from selkit.utils.boundary import public
 
 if TYPE_CHECKING:
     from selkit.scores.base import UncertaintyScore
@@ -21,7 +22,10 @@ def called_by_sklearn() -> bool:
 
     Its searches call ``score`` for one number, which everywhere else gives one for each query.
     """
-    return str(sys._getframe(2).f_globals.get("__name__", "")).startswith("sklearn.")
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") == public.__module__ and frame.f_back is not None:
+        frame = frame.f_back  # the wrapper of public methods is no caller
+    return str(frame.f_globals.get("__name__", "")).startswith("sklearn.")
 
 
 class OutlierEstimator:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selkit.errors import InvalidInputError, InvalidTypeError, NotFittedError
+from selkit.errors import InvalidInputError, InvalidTypeError, NotFiniteError, NotFittedError
 from selkit.scores.base import UncertaintyScore
 from selkit.scores.pca import TensorPCA, check_pca, fitted_projection, rebuilt_projection
 
@@ -111,7 +111,7 @@ class PyODScore(UncertaintyScore):
             beside = self.background.cpu().numpy().astype(rows.dtype)
             found = np.concatenate([_alone(detector, row, beside) for row in rows[:, None]])
         if not np.isfinite(found).all():
-            raise InvalidInputError(
+            raise NotFiniteError(
                 f"{type(self._fitted_detector).__name__} gave NaN or infinite scores for "
                 f"{int((~np.isfinite(found)).sum())} of {len(found)} queries"
             )

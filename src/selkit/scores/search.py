@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selkit.errors import InvalidInputError
+from selkit.errors import InvalidInputError, NotFiniteError
 from selkit.scores.rows import Rows, TensorRows, as_rows, blocks_of
 from selkit.utils.precision import exact_device, full_precision
 
@@ -172,7 +172,7 @@ def _search(query: Tensor, precise: Tensor, references: References, k: int) -> t
 
 def _check_range(squares: Tensor, name: str) -> None:
     if not bool(torch.isfinite(squares).all()):
-        raise InvalidInputError(
+        raise NotFiniteError(
             f"{name} holds numbers so large that their squares overflow {squares.dtype}; rescale them"
         )
 

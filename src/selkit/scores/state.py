@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -21,6 +22,18 @@ from selkit.utils.checks import as_path, boolean, given
 FORMAT = 2  # raised when a file of this version could no longer be read
 
 
+def _checking(kind: type, make: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that checks parameters when the outermost one of an object is done."""
+
+    @functools.wraps(make)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it takes the place of that
+        make(self, *args, **kwargs)
+        if next(base for base in type(self).__mro__ if "__init__" in vars(base)) is kind:
+            self._check_params()
+
+    return __init__
+
+
 class Stateful(nn.Module):
     """A module that is configured by constructor parameters and fitted into buffers.
 
@@ -36,6 +49,8 @@ class Stateful(nn.Module):
         super().__init_subclass__(**kwargs)
         Stateful._kinds[cls.__name__] = cls
         public_methods(cls)
+        if "__init__" in vars(cls):
+            cls.__init__ = _checking(cls, cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +116,7 @@ class Stateful(nn.Module):
     def _check_params(self) -> None:
         """Raise for a parameter that has a value it cannot have.
 
-        Done by ``fit``, ``set_params`` and ``load``; as in scikit-learn, not by the constructor.
+        Done by the constructor, and, as a parameter can be set later, by ``fit``, ``set_params`` and ``load``.
         """
 
     def extra_repr(self) -> str:
@@ -336,13 +351,11 @@ def _build(spec: Mapping[str, Any], *, trust: bool, objects: Mapping[str, Any], 
     }
     try:
         made = cls(**given)
-    except TypeError as error:
-        raise FileFormatError(f"{where} does not fit this version of {kind}: {error}") from error
-    try:
         made._set_extra(extra)
-        made._check_params()
     except (InvalidInputError, InvalidTypeError) as error:
         raise FileFormatError(f"{where} holds a {kind} that cannot be: {error}") from error
+    except TypeError as error:
+        raise FileFormatError(f"{where} does not fit this version of {kind}: {error}") from error
     return made
 
 

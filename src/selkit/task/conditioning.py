@@ -15,6 +15,7 @@ from selkit.embeddings.sources import source_of
 from selkit.errors import InvalidTypeError, NotAvailableError
 from selkit.inference import Acceptance, RoiTest
 from selkit.scores import ClassWiseScore, RandomScore, UncertaintyScore
+from selkit.task.selecting import single_precision, widened
 
 Conditioning = Acceptance | Literal["score"] | None
 
@@ -36,7 +37,7 @@ class _Features(nn.Module):
 
 
 def exported(score: UncertaintyScore, model: nn.Module, x: Tensor) -> Acceptance:
-    """Export the part of a torch model that a score looks at.
+    """Export the part of a torch model that a score looks at, in single precision at least.
 
     Parameters
     ----------
@@ -58,11 +59,11 @@ def exported(score: UncertaintyScore, model: nn.Module, x: Tensor) -> Acceptance
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        with torch.inference_mode(False), torch.no_grad(), single_precision(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 features,
-                (x.detach().clone(),),
+                (widened(x.detach().clone()),),
                 buffer,
                 dynamo=False,
                 opset_version=17,

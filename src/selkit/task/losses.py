@@ -11,6 +11,7 @@ from torchmetrics import Metric, MetricCollection, classification, regression
 
 from selkit.errors import InvalidInputError
 from selkit.metrics.losses import has_class_labels, zero_one_loss
+from selkit.metrics.selective import ignored_by
 
 
 def check_loss(loss: Any, rows: int) -> Tensor:
@@ -101,9 +102,8 @@ def _metrics(metrics: Metric | MetricCollection | None) -> Iterable[Metric]:
 def _ignored_by(metrics: Any, function: Any) -> set[int]:
     """Targets that mean: this one does not count."""
     inner = getattr(function, "keywords", {}).get("ignore_index")  # of functools.partial
-    found: set[int] = set()
-    for value in (*(getattr(part, "ignore_index", None) for part in _metrics(metrics)), inner):
-        several = value if isinstance(value, (list, tuple)) else (value,)
-        found |= {one for one in several if isinstance(one, int) and not isinstance(one, bool)}
+    found = set() if metrics is None else ignored_by(metrics)
+    several = inner if isinstance(inner, (list, tuple)) else (inner,)
+    found |= {one for one in several if isinstance(one, int) and not isinstance(one, bool)}
     own = getattr(function, "ignore_index", None)
     return found | ({own} if isinstance(own, int) and not isinstance(own, bool) else set())

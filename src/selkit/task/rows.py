@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import hashlib
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
 from selkit.errors import InvalidInputError
+from selkit.task.outputs import everyone
 
 
 class HeardBatches:
@@ -111,6 +113,44 @@ def refusal(why: str) -> InvalidInputError:
         f"the loader does not say which sample of the data set each row is: {why}. Let batches hold the "
         "sample's own name or number and say where, id_key=, or use a loader that keeps the order"
     )
+
+
+def warn_of_orders(loaders: Iterable[Any]) -> None:
+    """Warn where processes shared out rows of different orders: then samples are missing, and others doubled.
+
+    Parameters
+    ----------
+    loaders
+        Of this process, after they were run through; all processes must call.
+
+    Warns
+    -----
+    UserWarning
+        If a sampler drew another order in another process, because they have no common seed.
+    """
+    mine = [_order_of(loader) for loader in loaders]
+    if any(orders != mine for orders in everyone(mine)):
+        warnings.warn(
+            "processes drew different orders of the data, so some samples are missing from the results and "
+            "others count twice; give them one seed before the loaders are made, "
+            "lightning.pytorch.seed_everything(0), or do not shuffle",
+            stacklevel=2,
+        )
+
+
+def _order_of(loader: Any) -> str | None:
+    """A checksum of the order that all processes have to share; ``None`` where there is none."""
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    if not isinstance(sampler, DistributedSampler):
+        return None
+    inner = getattr(
+        sampler.dataset, "_sampler", None
+    )  # Lightning's wrapper, of a sampler that orders for all
+    order = getattr(sampler.dataset, "_sampler_list", None)
+    if getattr(inner, "replacement", False):
+        return None  # draws that are independent make one sample together
+    seed = (sampler.seed, sampler.epoch) if sampler.shuffle else ()
+    return hashlib.sha256(repr((order, seed)).encode()).hexdigest()
 
 
 @dataclass

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selkit.errors import NotFiniteError
 from selkit.scores.data import FEATURES
+from selkit.utils.precision import full_precision
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -33,6 +35,25 @@ def widened(value: Any) -> Any:
     if isinstance(value, Tensor) and value.dtype in _HALF:
         return value.float()
     return value
+
+
+@contextlib.contextmanager
+def single_precision(model: nn.Module) -> Iterator[None]:
+    """A model of half precision in single precision inside the block, and no autocast: rounding has no event."""
+    before = numbers_of(model)
+    named = {part: vars(part)["_dtype"] for part in model.modules() if "_dtype" in vars(part)}  # Lightning's
+    halves = [t for tensors in before.values() for t in tensors.values() if t.dtype in _HALF]
+    device = halves[0].device if halves else next((p.device for p in model.parameters()), torch.device("cpu"))
+    with full_precision(device), usual_precision():
+        try:
+            if halves:
+                model.float()
+            yield
+        finally:
+            if halves:
+                keep_dtypes(model, before)
+                for part, dtype in named.items():
+                    vars(part)["_dtype"] = dtype
 
 
 def keep_dtypes(module: nn.Module, before: Mapping[int, Mapping[str, Tensor]]) -> None:
@@ -81,7 +102,9 @@ def not_finite(features: Any) -> Tensor | None:
 
 
 def select(score: Any, features: Any, groups: Any = None) -> dict[str, Tensor]:
-    """What a score selects of a batch; rows with NaN or infinity are rejected with an infinite score.
+    """What a score selects of a batch; rows that are not finite, or whose score overflows, are rejected.
+
+    Their score is infinite.
 
     Parameters
     ----------
@@ -99,18 +122,44 @@ def select(score: Any, features: Any, groups: Any = None) -> dict[str, Tensor]:
     """
     bad = not_finite(features)
     with usual_precision():
-        if bad is None:
-            return _selection(score, features, groups)
-        good = (~bad).nonzero()[:, 0]
-        values = torch.full(bad.shape, torch.inf, device=bad.device)
-        selected = torch.zeros_like(bad)
-        if len(good):
-            found = _selection(score, _rows(features, good, len(bad)), _rows(groups, good, len(bad)))
-            values = values.to(found["score"])
-            values[good.to(values.device)] = found["score"]
-            selected = selected.to(values.device)
-            selected[good.to(values.device)] = found["selected"]
-        return {"score": values, "selected": selected, "finite": ~bad.to(values.device)}
+        try:
+            return _selection(score, features, groups) if bad is None else _but(bad, score, features, groups)
+        except NotFiniteError:
+            return _but(_unusable(bad, score, features, groups), score, features, groups)
+
+
+def _but(bad: Tensor, score: Any, features: Any, groups: Any) -> dict[str, Tensor]:
+    """What a score selects of a batch without some rows, which are rejected."""
+    good = (~bad).nonzero()[:, 0]
+    values = torch.full(bad.shape, torch.inf, device=bad.device)
+    selected = torch.zeros_like(bad)
+    if len(good):
+        found = _selection(score, _rows(features, good, len(bad)), _rows(groups, good, len(bad)))
+        values = values.to(found["score"])
+        values[good.to(values.device)] = found["score"]
+        selected = selected.to(values.device)
+        selected[good.to(values.device)] = found["selected"]
+    return {"score": values, "selected": selected, "finite": ~bad.to(values.device)}
+
+
+def _unusable(bad: Tensor | None, score: Any, features: Any, groups: Any) -> Tensor:
+    """Which rows are not finite, or have a score that overflows; that shows one by one."""
+    if bad is None:
+        bad = torch.zeros(_count(features), dtype=torch.bool)
+    found = bad.clone()
+    for row in (~bad).nonzero()[:, 0]:
+        one = row[None]
+        try:
+            _selection(score, _rows(features, one, len(bad)), _rows(groups, one, len(bad)))
+        except NotFiniteError:
+            found[row] = True
+    return found
+
+
+def _count(features: Any) -> int:
+    if isinstance(features, Mapping):
+        return next(len(features[name]) for name in FEATURES if name in features)
+    return len(features)
 
 
 def _selection(score: Any, features: Any, groups: Any) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torchmetrics import Metric, MetricCollection
 
 from selkit.embeddings.batches import Key, check_key, input_of, take_rows, target_of
+from selkit.embeddings.lightning import TRANSFER_HOOKS, overrides
 from selkit.embeddings.outputs import one_row
 from selkit.embeddings.reading import Reading
 from selkit.embeddings.sources import call
@@ -25,7 +26,7 @@ from selkit.task.outputs import Columns, everyone, gather, to_cpu
 from selkit.task.reading import features_of, ids_of, prediction_of
 from selkit.task.regions import RegionResults, RegionTest, run_tests
 from selkit.task.report import SelectionReport, scalars
-from selkit.task.rows import RowCounter, counter_of, listen, refusal, stop_listening
+from selkit.task.rows import RowCounter, counter_of, listen, refusal, stop_listening, warn_of_orders
 from selkit.task.selecting import keep_dtypes, numbers_of, select, usual_precision, widened
 from selkit.utils.boundary import public
 from selkit.utils.checks import boolean, number
@@ -73,7 +74,8 @@ class SelectiveInferenceTask(HandsOn):
     accepted_by
         What the p-values of accepted samples are conditioned on besides the region. ``"score"``: that the
         score accepted the sample; the part of ``task`` that it looks at is exported to ONNX and must be
-        piecewise linear. A :class:`selkit.inference.Acceptance` says where it is in an ONNX model. ``None``:
+        piecewise linear. Under a Trainer of half precision it is exported in single precision, and samples on
+        which the two decide differently are not tested. A :class:`selkit.inference.Acceptance` says where it is in an ONNX model. ``None``:
         nothing, for scores with which it is not available; then p-values are not valid for accepted samples.
 
     Attributes
@@ -263,6 +265,17 @@ class SelectiveInferenceTask(HandsOn):
         self._readings = {}
         if self._trainer is not None:
             listen(self.trainer)
+            self._warn_of_hooks(getattr(self.trainer, "datamodule", None))
+
+    def _warn_of_hooks(self, datamodule: Any) -> None:
+        """Say so where the score was fitted on batches that the run will see changed."""
+        hooks = [hook for hook in TRANSFER_HOOKS if overrides(datamodule, hook)]
+        if hooks and getattr(self.score, "_past_hooks", False):
+            warnings.warn(
+                f"{type(datamodule).__name__} has {' and '.join(hooks)}, which {type(self.score).__name__} was "
+                "fitted without: plain loaders= do not call hooks of a DataModule. Fit with loaders=datamodule",
+                stacklevel=2,
+            )
 
     def teardown(self, stage: str) -> None:
         """Leave the Trainer as it was."""
@@ -353,8 +366,9 @@ class SelectiveInferenceTask(HandsOn):
             return None
         if not isinstance(x, Tensor):
             raise InvalidTypeError(f"roi_test needs inputs that are a tensor; got {type(x).__name__}")
-        conditions = self._conditions[0].of(self.roi_test, x, outputs["score"], groups)
-        return run_tests(self.roi_test, x, outputs["selected"], conditions)
+        with usual_precision():
+            conditions = self._conditions[0].of(self.roi_test, x, outputs["score"], groups)
+            return run_tests(self.roi_test, x, outputs["selected"], conditions)
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the report, and join the kept outputs."""
@@ -399,6 +413,10 @@ class SelectiveInferenceTask(HandsOn):
                 stacklevel=2,
             )
         self._report(0).warn()
+        if self.trainer.world_size > 1:
+            testing = self.trainer.testing
+            loaders = self.trainer.test_dataloaders if testing else self.trainer.val_dataloaders
+            warn_of_orders(pytree.tree_leaves(loaders))
 
     def _warn_of_unknown(self) -> None:
         for rows in self._rows:

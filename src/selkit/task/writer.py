@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from selkit.errors import FileFormatError, InvalidInputError, InvalidTypeError
 from selkit.task.outputs import Columns, join, take
-from selkit.task.rows import named_samples, refusal, why_unknown
+from selkit.task.rows import named_samples, refusal, warn_of_orders, why_unknown
 from selkit.utils.atomic import write_bytes
 from selkit.utils.boundary import public
 from selkit.utils.checks import as_path, boolean, integer
@@ -118,6 +118,8 @@ class PredictionWriter(BasePredictionWriter):
         """Write what is left."""
         self._flush(trainer.global_rank)
         trainer.strategy.barrier("selkit: wrote all predictions")  # a reader in one process sees all parts
+        if trainer.world_size > 1:
+            warn_of_orders(pytree.tree_leaves(trainer.predict_dataloaders))
 
     def _flush(self, rank: int) -> None:
         if not self._pending:

@@ -280,6 +280,12 @@ class _Extreme(Maximum):
 class Max(_Extreme):
     """Largest of the inputs, elementwise."""
 
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """``max(x, c) > t`` where ``x > t``, for ``t >= c``, if the constant is one number."""
+        low = _number(inputs)
+        beside = low is not None and (low <= level if above else low < level)
+        return (level, above) if beside else None
+
 
 @register("Min", since=(6, 8, 12, 13))
 @dataclass(frozen=True)
@@ -290,3 +296,9 @@ class Min(_Extreme):
     def sign(self) -> int:
         """-1: a minimum."""
         return -1
+
+    def undo(self, level: float, above: bool, *inputs: Any) -> tuple[float, bool] | None:
+        """``min(x, c) > t`` where ``x > t``, for ``t < c``, if the constant is one number."""
+        high = _number(inputs)
+        beside = high is not None and (level < high if above else level <= high)
+        return (level, above) if beside else None

@@ -264,8 +264,11 @@ def _shifted(
             if max(strides) > 1:
                 seen = seen.reshape(*seen.shape[:2], *apart).permute(order)
             seen = seen.flatten(2).contiguous().unsqueeze(2)  # runs, whatever the order of the batch's axes
-            total = seen.new_empty(*target.shape[:3], run)
-            torch.mul(seen[..., shifts[0] : shifts[0] + run], weights[0][band], out=total)
+            first = seen[..., shifts[0] : shifts[0] + run]
+            if torch.is_grad_enabled() and (x.requires_grad or weights[0].requires_grad):
+                total = (first * weights[0][band]).contiguous()  # out= has no gradient
+            else:
+                total = torch.mul(first, weights[0][band], out=seen.new_empty(*target.shape[:3], run))
             for shift, weight in zip(shifts[1:], weights[1:], strict=True):
                 total.addcmul_(seen[..., shift : shift + run], weight[band])
             target.copy_(total.as_strided(target.shape, (*total.stride()[:3], *steps)))

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from selkit.graph.ops.arithmetic import Mul, Sub
+from selkit.graph.ops.arithmetic import Mul
 from selkit.graph.ops.base import (
     Affine,
     Composite,
@@ -32,6 +32,7 @@ from selkit.graph.ops.base import (
 from selkit.graph.ops.constants import Identity
 from selkit.graph.ops.convolution import Conv
 from selkit.graph.ops.matmul import MatMul
+from selkit.graph.ops.shape import Reshape
 
 _LIMITS: dict[int, tuple[int, int]] = {
     TensorProto.UINT8: (0, 255),
@@ -103,12 +104,14 @@ class DequantizeLinear(Affine, Composite):
         return (x * self._parameters(x, scale, None)[0].abs(),)
 
     def decompose(self, build: Decomposition, x: str, scale: str, zero: str = "") -> tuple[str, ...]:
-        """Sub and Mul."""
-        if any(
-            (shape is not None and len(shape) > 1) or (shape and shape[0] > 1) for shape in build.shapes[1:]
-        ):
-            raise UnsupportedAttribute("a live scale for each channel is not supported")
-        return (build(Mul(), build(Sub(), x, zero) if zero else x, scale),)
+        """The difference, times the scale laid along its axis."""
+        rank, size = len(build.shapes[0] or ()), build.shapes[1] or ()
+        if len(size) > 1:
+            raise UnsupportedAttribute("a live scale for each block is not supported")
+        if size and size[0] > 1:
+            axis = self.axis + rank if self.axis < 0 else self.axis
+            scale = build(Reshape(), scale, torch.tensor([size[0], *(1,) * (rank - axis - 1)]))
+        return (build(Mul(), _minus(build, x, zero, self.axis), scale),)
 
     def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
         """A difference and a product."""
