@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -442,3 +444,41 @@ def test_restart_forgets(selkit, fitted, data, tmp_path):
     assert "is not JSON" in selkit(*arguments).complaint
     assert partial.read_text() == "nothing of ours\n"
     assert selkit(*arguments, "--restart").code == 0
+
+
+@pytest.mark.parametrize("images", [3, "a", [1], True, {"resize": "a"}, {"mean": [None]}, {"other": 1}])
+def test_a_sidecar_that_says_nonsense_of_images(selkit, fitted, data, images):
+    path = fitted.with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "images": images}))
+    ended = selkit("select", fitted, data["new"])
+    assert ended.code == 1
+    assert "does not say how images were read" in ended.complaint
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_a_folder_is_no_score(selkit, data, name):
+    ended = selkit("select", name, data["new"])
+    assert ended.code == 1
+    assert "fault of selkit" not in ended.complaint
+
+
+def test_a_null_character_is_a_wrong_command_line(selkit, data):
+    assert selkit("select", "a\0b", data["new"]).code == 2
+
+
+def test_a_full_disk_names_the_file(selkit, fitted, data, tmp_path):
+    """The size that a file may have is limited; what was done before is kept, and the run goes on."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); "
+        "from selkit.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["select", str(fitted), str(data["new"]), "-o", str(tmp_path / "full.csv")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "full.csv" in done.stderr
+    assert not (tmp_path / "full.csv").exists()
+    assert selkit(*arguments).code == 0

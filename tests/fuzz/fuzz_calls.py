@@ -214,7 +214,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "Transpose": {"perm": (0, 1, 2)},
 }  # fmt: skip
 RULES: dict[str, dict[str, Any]] = {
-    "Threshold": {"value": 0.5, "steps": ()}, "TwoThresholds": {"low": -0.5, "high": 0.5, "steps": ()},
+    "Threshold": {"value": 0.5, "steps": ()}, "TwoThresholds": {"low": 0.2, "high": 0.5, "steps": ()},
     "Hysteresis": {"low": 0.2, "high": 0.5, "connectivity": 1, "steps": ()}, "Otsu": {"steps": ()},
 }  # fmt: skip
 

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 import zipfile
 import zlib
@@ -39,6 +38,7 @@ from selkit.graph import Graph
 from selkit.inference import inference_batch
 
 TIMES = int(os.environ.get("SELKIT_FUZZ", "1"))
+SEED = int(os.environ.get("SELKIT_FUZZ_SEED", "30"))
 COUNT = 500 * TIMES
 ROWS = [{"index": k, "name": f"{k}.png", "score": 0.5 * k, "error": None} for k in range(4)]
 
@@ -166,7 +166,7 @@ def test_the_files_are_read_as_they_are(kind, tmp_path):
 
 
 def test_damaged_files(tmp_path):
-    random = np.random.default_rng(30)
+    random = np.random.default_rng(SEED)
     failures: dict[str, int] = collections.Counter()
     for number in range(COUNT):
         kind = list(KINDS)[number % len(KINDS)]
@@ -274,7 +274,6 @@ def test_hostile_files(name, tmp_path):
     kind, make = HOSTILE[name]
     path = tmp_path / kind
     path.write_bytes(make())
-    start = time.perf_counter()
     if kind == "image.png":  # a picture that cannot be read is a row of its own
         with limits():
             (chunk,) = open_samples(str(path), ImageOptions()).chunks(128)
@@ -284,7 +283,6 @@ def test_hostile_files(name, tmp_path):
         with limits(), pytest.raises((SelkitError,)) as caught:
             KINDS[kind][1](path)
         assert " at 0x" not in str(caught.value)
-    assert time.perf_counter() - start < 5
 
 
 def test_a_broken_picture_says_the_same_twice(tmp_path):
@@ -348,7 +346,8 @@ def test_what_ends_in_an_error_can_fail():
 
     def slow() -> Any:
         with limits():
-            time.sleep(30)
+            while True:
+                pass
 
     assert not allowed(ValueError("of another library"))
     assert allowed(FileFormatError("of selkit"))

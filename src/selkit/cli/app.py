@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         One of :class:`selkit.cli.console.Exit`.
     """
     try:
-        options = build_parser().parse_args(argv)
+        parser = build_parser()
+        options = parser.parse_args(argv)
+        if any("\0" in word for word in argv or ()):  # no shell hands that on, but a caller of this may
+            parser.error("an argument has a null character")
     except SystemExit as stop:  # argparse has printed help, version or what is wrong
         return stop.code if isinstance(stop.code, int) else int(Exit.USAGE)
     console = Console(options.quiet, options.json)

@@ -289,11 +289,12 @@ def open_array(where: str) -> ArraySamples | PackedSamples:
 
 
 def _member(path: Path, member: str | None) -> str:
-    try:
-        with _readable(str(path)), zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except zipfile.BadZipFile as error:
-        raise FileFormatError(f"{path} is not a readable .npz file: {error}") from error
+    with _readable(str(path)):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        except zipfile.BadZipFile as error:
+            raise FileFormatError(f"{path} is not a readable .npz file: {error}") from error
     if member is None and len(names) == 1:
         return names[0]
     if member is None or member not in names:
@@ -324,7 +325,7 @@ def read_vector(where: str, name: str, length: int) -> Array:
         values = np.stack(list(open_array(where)))
     else:
         try:
-            values = np.loadtxt(where, ndmin=1)
+            values = np.loadtxt(where, ndmin=1, encoding="utf-8-sig")
         except (ValueError, OverflowError, RecursionError) as error:
             raise FileFormatError(
                 f"{name}: {where} is no text file with one number in each line: {error}"

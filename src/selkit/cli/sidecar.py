@@ -12,6 +12,7 @@ from selkit.cli.console import plain
 from selkit.cli.features import file_digest
 from selkit.errors import FileFormatError, InvalidInputError
 from selkit.utils.atomic import write_text
+from selkit.utils.checks import given
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Sidecar:
         InvalidInputError
             If it belongs to another file.
         """
+        if not score.name:  # a folder such as "." or "/", which whoever reads the score will refuse
+            return None
         path = beside(score)
         if not path.exists():
             return None
@@ -68,6 +71,8 @@ class Sidecar:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path} does not describe a score: {error}") from error
+        if found.images is not None and not _describes_images(found.images):
+            raise FileFormatError(f"{path} does not say how images were read: {given(found.images)}")
         if found.score_sha256 != file_digest(score):
             raise InvalidInputError(
                 f"{path} describes another file than {score}; move it away, or fit the score again"
@@ -93,3 +98,22 @@ class Sidecar:
 def beside(score: Path) -> Path:
     """``score.json`` for ``score.safetensors``."""
     return score.with_suffix(".json")
+
+
+def _describes_images(value: object) -> bool:
+    """Whether it may be what the options of images were."""
+    texts = {"color": ("gray", "rgb"), "scale": ("unit", "none"), "layout": ("chw", "hwc")}
+    numbers = {"resize": int, "mean": (int, float), "std": (int, float)}
+    if not isinstance(value, dict) or not set(value) <= {*texts, *numbers}:
+        return False
+    return all(
+        one is None
+        or (one in texts[name] if name in texts else _numbers(one, numbers[name], name == "resize"))
+        for name, one in value.items()
+    )
+
+
+def _numbers(value: object, kind: Any, is_size: bool) -> bool:
+    if not isinstance(value, list) or not all(isinstance(one, kind) and abs(one) < 1e9 for one in value):
+        return False
+    return not is_size or (len(value) == 2 and min(value) > 0)

@@ -107,7 +107,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if suffix not in readers:
         raise FileFormatError(f"{path}: results end with one of {', '.join(FORMATS)}")
     try:
-        rows: Any = readers[suffix](path.read_text(encoding="utf-8"))
+        # some editors put a mark of the encoding before the text
+        rows: Any = readers[suffix](path.read_text(encoding="utf-8-sig"))
     except (ValueError, csv.Error, RecursionError) as error:
         raise FileFormatError(f"{path} is not readable as {suffix[1:]}: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "index" in row for row in rows):

@@ -14,6 +14,7 @@ from torch import Tensor
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.graph import ValueSpec
 from selkit.inference.layout import Axes, fit_to_input
+from selkit.utils.arrays import as_tensor
 
 Array = NDArray[Any] | Tensor
 
@@ -90,7 +91,7 @@ def to_tensor(value: Any, name: str, declared: tuple[int | None, ...] | None, de
     """Check one array against the model's declaration, adding the batch axis where it is missing."""
     if not isinstance(value, Tensor | np.ndarray):
         raise InvalidTypeError(f"{name} is a {type(value).__name__}; give a numpy array or a torch tensor")
-    tensor = torch.as_tensor(value).detach().to(device)
+    tensor = as_tensor(value, name).to(device)
     if tensor.is_complex():
         raise InvalidTypeError(f"{name} has dtype {tensor.dtype}; give real numbers")
     tensor = tensor.to(torch.float64)

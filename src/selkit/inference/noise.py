@@ -336,7 +336,7 @@ def estimate_covariance(
 def _stack(images: object, name: str) -> Floats:
     """Return images as one float64 array."""
     parts = [
-        part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else part
+        as_tensor(part, name).double().cpu().numpy() if isinstance(part, torch.Tensor) else part
         for part in (images if isinstance(images, list | tuple) else [images])
     ]
     try:
@@ -353,7 +353,8 @@ def _stack(images: object, name: str) -> Floats:
 def _mask(background: ArrayLike | None, stack: Floats) -> NDArray[np.bool_]:
     if background is None:
         return np.ones(stack.shape, dtype=bool)
-    given = np.asarray(background.cpu() if isinstance(background, torch.Tensor) else background)
+    tensor = isinstance(background, torch.Tensor)
+    given = as_tensor(background, "background").double().cpu().numpy() if tensor else np.asarray(background)
     if not np.isin(given, (0, 1)).all():
         raise InvalidInputError("background must be True or False for each pixel")
     try:

@@ -10,6 +10,8 @@ import torch
 
 from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.inference.postprocess import Builder, PostProcess, channels_back, channels_to_front
+from selkit.utils.boundary import checked_fields
+from selkit.utils.checks import choice
 
 ResizeMode = Literal["linear", "nearest"]
 
@@ -33,6 +35,7 @@ def _for_each(given: tuple[int, ...], count: int, name: str) -> tuple[int, ...]:
     return given * count if len(given) == 1 else given
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Resize(PostProcess):
     """The score map at another size, by default that of the image: for maps with a stride.
@@ -57,8 +60,7 @@ class Resize(PostProcess):
     size: tuple[int, ...] | int | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(ResizeMode):
-            raise InvalidInputError(f"resize is {self.mode!r}; it must be 'linear' or 'nearest'")
+        choice(self.mode, "mode of Resize", get_args(ResizeMode))
         if self.size is not None:
             object.__setattr__(self, "size", _integers(self.size, "size", least=1))
 
@@ -80,6 +82,7 @@ class Resize(PostProcess):
         return channels_back(g, made, axes, before)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class SelectChannel(PostProcess):
     """One channel of the score map: the map of one class.
@@ -108,6 +111,7 @@ class SelectChannel(PostProcess):
         return g.add("Gather", score, torch.tensor([self.index % count]), axis=axes.channel)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Transpose(PostProcess):
     """The score map with its axes in another order.
@@ -137,6 +141,7 @@ class Transpose(PostProcess):
         return made
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Crop(PostProcess):
     """A part of the score map: for models that pad the image.

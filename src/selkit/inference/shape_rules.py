@@ -36,6 +36,7 @@ from selkit.inference.masks import (
 from selkit.inference.otsu import OtsuEvent, otsu_mask
 from selkit.inference.postprocess import Builder
 from selkit.inference.regions import Region
+from selkit.utils.checks import given, number
 
 if TYPE_CHECKING:
     from selkit.inference.score_map import ScoreMap
@@ -80,6 +81,13 @@ class MaskRule(Region):
 
     steps: tuple[MaskStep, ...] = ()
     empty = "lower the threshold, or let the clean-up take less away"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, tuple) or not all(isinstance(step, MaskStep) for step in self.steps):
+            raise InvalidTypeError(
+                f"steps must be a tuple of steps; got {given(self.steps)}: use largest_component, fill_holes "
+                "and the other methods, which add them"
+            )
 
     def largest_component(self, connectivity: int = 1) -> Self:
         """Keep the connected part with the most pixels; of several, the first that a scan meets.
@@ -213,14 +221,6 @@ class MaskRule(Region):
         return Level(program, maps.margin, 0.0), tuple(representable(t, maps.dtype) for t in self.levels)
 
 
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise InvalidTypeError(f"{name} is {value!r}; give a number")
-    if not np.isfinite(value):
-        raise InvalidInputError(f"{name} is {value}; it must be finite")
-    return float(value)
-
-
 @dataclass(frozen=True)
 class Threshold(MaskRule):
     """Where the score map is above a value, to be cleaned up.
@@ -240,7 +240,8 @@ class Threshold(MaskRule):
     value: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _number(self.value, "threshold"))
+        super().__post_init__()
+        object.__setattr__(self, "value", number(self.value, "threshold"))
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -266,8 +267,9 @@ class _Two(MaskRule):
     high: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("low", "high"):
-            object.__setattr__(self, name, _number(getattr(self, name), name))
+            object.__setattr__(self, name, number(getattr(self, name), name))
         if not self.low < self.high:
             raise InvalidInputError(f"low is {self.low} and high is {self.high}; low must be below high")
 

@@ -14,6 +14,7 @@ from selkit.errors import InvalidInputError, InvalidTypeError
 from selkit.report.check import as_attribution, as_curve, as_image, as_region
 from selkit.utils.boundary import checked_fields
 from selkit.utils.checks import choice
+from selkit.utils.checks import given as shown
 
 if TYPE_CHECKING:
     from selkit.inference.adjust import Method
@@ -240,7 +241,16 @@ class Report:
         """The given curve, or that of the samples' losses; None if there is neither."""
         given: Any = self.risk_coverage
         if given is not None:
-            parts = given if isinstance(given, tuple | list) else (given.coverage, given.risk)
+            parts = (
+                given
+                if isinstance(given, tuple | list)
+                else [getattr(given, name, None) for name in ("coverage", "risk")]
+            )
+            if len(parts) != 2 or any(part is None for part in parts):
+                raise InvalidTypeError(
+                    "risk_coverage must be a Curve, a RiskCoverage, or a pair of coverage and risk; "
+                    f"got {shown(given)}"
+                )
             return Curve(*as_curve(parts))
         pairs = [(s.score, s.loss) for s in self.samples if s.loss is not None]
         if not pairs or len(pairs) < len(self.samples) or not np.isfinite(pairs).all():

@@ -193,6 +193,8 @@ def _flush(path: Path) -> None:
 
 def _of_system(error: Exception, target: Path) -> Exception:
     """What a library reports of the operating system in its own words, as an ``OSError``."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        return type(error)(error.errno, error.strerror, str(target))  # of a write: it knows no name
     found = re.search(r"os error (\d+)", str(error))
     if isinstance(error, OSError) or found is None:
         return error

@@ -368,13 +368,8 @@ def _module_parts(module: torch.nn.Module) -> list[object]:
     """
     if type(module).__module__.partition(".")[0] == "selkit":
         settings: object = getattr(module, "get_params", dict)()
-        return [
-            _made(type(module)),
-            repr(module),
-            getattr(module, "threshold", None),
-            settings,
-            module.state_dict(),
-        ]
+        threshold = getattr(module, "threshold", None)
+        return [_made(type(module)), repr(module), threshold, settings, module.state_dict()]
     state = {
         # hooks are numbered by a counter of the process
         name: list(value.values()) if isinstance(value, Mapping) and "_hooks" in name else value
@@ -409,10 +404,9 @@ def _attributes(value: object) -> list[object]:
     slots = [
         (name, member.__get__(value))
         for kind in type(value).__mro__
+        if not _installed(kind.__module__)
         for name, member in vars(kind).items()
-        if isinstance(member, MemberDescriptorType)
-        and not _installed(kind.__module__)
-        and hasattr(value, name)
+        if isinstance(member, MemberDescriptorType) and hasattr(value, name)
     ]
     return [getattr(value, "__dict__", None), *slots]
 

@@ -153,9 +153,11 @@ class Journal:
             os.lseek(self._handle, start, os.SEEK_SET)
             while rest:
                 rest = rest[os.write(self._handle, rest) :]
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._handle, start)  # on a full disk: half a line is none
+            if isinstance(error, OSError) and error.filename is None:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             raise
         self._end = os.lseek(self._handle, 0, os.SEEK_CUR)
         if time.monotonic() - self._synced > _SYNC:
