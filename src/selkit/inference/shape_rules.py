@@ -83,7 +83,8 @@ class MaskRule(Region):
     empty = "lower the threshold, or let the clean-up take less away"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, tuple) or not all(isinstance(step, MaskStep) for step in self.steps):
+        steps: Any = self.steps
+        if not isinstance(steps, tuple) or not all(isinstance(step, MaskStep) for step in steps):
             raise InvalidTypeError(
                 f"steps must be a tuple of steps; got {given(self.steps)}: use largest_component, fill_holes "
                 "and the other methods, which add them"

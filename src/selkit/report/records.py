@@ -241,7 +241,7 @@ class Report:
         """The given curve, or that of the samples' losses; None if there is neither."""
         given: Any = self.risk_coverage
         if given is not None:
-            parts = (
+            parts: Any = (
                 given
                 if isinstance(given, tuple | list)
                 else [getattr(given, name, None) for name in ("coverage", "risk")]

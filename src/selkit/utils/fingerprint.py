@@ -28,7 +28,7 @@ from types import (
     ModuleType,
     UnionType,
 )
-from typing import Any, GenericAlias  # type: ignore[attr-defined]
+from typing import Any, GenericAlias  # type: ignore[attr-defined], cast
 
 import numpy as np
 import torch
@@ -116,10 +116,11 @@ class _Walk:
         if len(self._path) > _DEPTH:
             raise InvalidInputError(f"a {type(value).__name__} is nested too deeply to be told from others")
         self._path.append(id(value))
+        held: Any = value
         if type(value) in (dict, MappingProxyType):
-            parts = sorted(self.digest(key) + self.digest(value[key]) for key in value)
+            parts = sorted(self.digest(key) + self.digest(held[key]) for key in held)
         elif type(value) in (set, frozenset):
-            parts = sorted(self.digest(part) for part in value)
+            parts = sorted(self.digest(part) for part in held)
         else:
             parts = [self.digest(part) for part in _parts(value)]
         self._path.pop()
@@ -320,7 +321,7 @@ class _Made:
 
 
 @lru_cache(maxsize=512)
-def _made(kind: type) -> _Made:
+def _made(kind: Any) -> _Made:
     return _Made(kind)  # one for each class, so that each is looked at once
 
 
@@ -369,14 +370,14 @@ def _module_parts(module: torch.nn.Module) -> list[object]:
     if type(module).__module__.partition(".")[0] == "selkit":
         settings: object = getattr(module, "get_params", dict)()
         threshold = getattr(module, "threshold", None)
-        return [_made(type(module)), repr(module), threshold, settings, module.state_dict()]
+        return [_made(cast(Any, type(module))), repr(module), threshold, settings, module.state_dict()]
     state = {
         # hooks are numbered by a counter of the process
         name: list(value.values()) if isinstance(value, Mapping) and "_hooks" in name else value
         for name, value in vars(module).items()
         if name != "training" or module.training
     }
-    return [_made(type(module)), state]
+    return [_made(cast(Any, type(module))), state]
 
 
 def _object_parts(value: object) -> list[object]:
@@ -389,7 +390,7 @@ def _object_parts(value: object) -> list[object]:
             f"a value of type {type(value).__name__} cannot be told from others ({error}); give numbers, "
             "arrays, or functions of them"
         ) from error
-    kind = _made(type(value))
+    kind = _made(cast(Any, type(value)))
     if isinstance(kept, str):
         return [kind, kept, *_attributes(value)]
     items = [list(part) if part is not None else None for part in kept[3:5]]
