@@ -28,7 +28,7 @@ from types import (
     ModuleType,
     UnionType,
 )
-from typing import Any, GenericAlias  # type: ignore[attr-defined], cast
+from typing import Any, GenericAlias, cast  # type: ignore[attr-defined]
 
 import numpy as np
 import torch
