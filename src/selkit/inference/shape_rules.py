@@ -156,7 +156,7 @@ class MaskRule(Region):
         return [np.asarray(score - level > equal) for level in self.levels]
 
     def select(self, score: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return the region of a map of shape (1, channels, *space)."""
+        """Return the region of a map of shape ``(1, channels, *space)``."""
         masks = self.masks_of(score)
         rank = score.ndim
         return self.finish(masks, masks, Grid(rank, tuple(range(min(2, rank - 1), rank))))[0][0]
