@@ -80,7 +80,7 @@ def test_types_are_those_of_the_model():
         (SAMPLES[:, :, :2], InvalidInputError, r"shape \(7, 2, 2\); the model takes \(samples, 2, 3\)"),
         ([SAMPLES, SAMPLES[:, :1]], InvalidInputError, r"references \(entry 1\) has shape \(7, 1, 3\)"),
         (np.where(SAMPLES > 2, np.nan, SAMPLES), InvalidInputError, "NaN or infinite values"),
-        ([[[1.0, 2.0, 3.0], [1.0]]], InvalidInputError, "no array"),
+        ([[[1.0, 2.0, 3.0], [1.0]]], InvalidInputError, "one array"),
     ],
     ids=str,
 )

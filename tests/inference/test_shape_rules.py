@@ -289,7 +289,7 @@ def test_bounds_of_masks_hold(seed: int) -> None:
 
 def test_rules_that_make_no_sense(model: onnx.ModelProto) -> None:
     for make, match in [
-        (lambda: Threshold(np.nan), "threshold is nan"),
+        (lambda: Threshold(np.nan), "threshold must be a finite number"),
         (lambda: Hysteresis(0.5, 0.5), "low must be below high"),
         (lambda: Threshold(0.0).remove_small(0), "min_size is 0"),
         (lambda: Threshold(0.0).open(0), "radius is 0"),
@@ -298,7 +298,7 @@ def test_rules_that_make_no_sense(model: onnx.ModelProto) -> None:
     ]:
         with pytest.raises(InvalidInputError, match=match):
             make()
-    with pytest.raises(InvalidTypeError, match="threshold is '1'"):
+    with pytest.raises(InvalidTypeError, match="threshold must be a finite number; got '1'"):
         Threshold("1")  # type: ignore[arg-type]
     with pytest.raises(InvalidTypeError, match="radius is 'a'"):
         Threshold(0.0).close("a")  # type: ignore[arg-type]

@@ -246,7 +246,7 @@ class Report:
                 if isinstance(given, tuple | list)
                 else [getattr(given, name, None) for name in ("coverage", "risk")]
             )
-            if len(parts) != 2 or any(part is None for part in parts):
+            if any(part is None for part in parts):
                 raise InvalidTypeError(
                     "risk_coverage must be a Curve, a RiskCoverage, or a pair of coverage and risk; "
                     f"got {shown(given)}"

@@ -108,7 +108,8 @@ class TensorPCA(Stateful):
     @property
     def uses_rff(self) -> bool:
         """Whether random Fourier features come first."""
-        mode = self.mode or ("rff" if self.gamma is not None and self.M is not None else "linear")
+        told = self.gamma is not None and self.M is not None
+        mode = ("rff" if told else "linear") if self.mode is None else self.mode
         if mode not in ("linear", "rff"):
             raise InvalidInputError(f"mode must be 'linear' or 'rff'; got {self.mode!r}")
         if mode == "rff" and (self.gamma is None or self.M is None):

@@ -37,12 +37,11 @@ def axes(ax: Any = None, size: tuple[float, float] = (6.4, 4.4)) -> Any:
         If matplotlib is not installed.
     """
     try:
+        from matplotlib import pyplot as plt
         from matplotlib.axes import Axes
     except ImportError as error:
         raise MissingExtraError(_MISSING) from error
     if ax is None:
-        from matplotlib import pyplot as plt
-
         return plt.subplots(figsize=size, layout="constrained")[1]
     if not isinstance(ax, Axes):
         raise InvalidTypeError(f"ax must be the axes of a matplotlib figure; got {given(ax)}")

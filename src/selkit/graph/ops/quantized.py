@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from selkit.graph.ops.arithmetic import Mul
+from selkit.graph.ops.arithmetic import Mul, Sub
 from selkit.graph.ops.base import (
     Affine,
     Composite,
@@ -111,7 +111,9 @@ class DequantizeLinear(Affine, Composite):
         if size and size[0] > 1:
             axis = self.axis + rank if self.axis < 0 else self.axis
             scale = build(Reshape(), scale, torch.tensor([size[0], *(1,) * (rank - axis - 1)]))
-        return (build(Mul(), _minus(build, x, zero, self.axis), scale),)
+        known = not zero or build.constants[2] is not None
+        # A live zero point is subtracted as it is: another DequantizeLinear would come here again.
+        return (build(Mul(), _minus(build, x, zero, self.axis) if known else build(Sub(), x, zero), scale),)
 
     def emit(self, tape: Any, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
         """A difference and a product."""
