@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -77,7 +75,7 @@ class Mobile(nn.Module):
 
 
 @pytest.mark.parametrize("dynamo", [False, True])
-def test_depthwise_networks_agree_with_onnxruntime_and_cost_little_more_than_single_precision(dynamo):
+def test_depthwise_networks_agree_with_onnxruntime(dynamo):
     model = export(sharpen(Mobile(), 5, 1.0), (1, 1, 32, 32), dynamo=dynamo)
     graph = Graph.load(model)
     (name,) = (spec.name for spec in graph.inputs)
@@ -87,15 +85,3 @@ def test_depthwise_networks_agree_with_onnxruntime_and_cost_little_more_than_sin
     y = next(iter(program.run({name: stack.double()}).values())).numpy()[:, 0]
     truth = run(model, x)
     np.testing.assert_allclose(y, truth, atol=1e-5 * np.abs(truth).max())
-
-    def cost(dtype: torch.dtype) -> float:
-        own, points = program.to(dtype), stack.to(dtype)
-        best = np.inf
-        for _ in range(6):
-            start = time.thread_time()
-            own.run({name: points})
-            best = min(best, time.thread_time() - start)
-        return float(best)
-
-    if torch.backends.mkldnn.is_available():
-        assert cost(torch.float64) < 6 * cost(torch.float32)  # about 2; torch's loop over groups: over 10
