@@ -84,10 +84,7 @@ def fingerprint(*values: object) -> str:
     --------
     >>> fingerprint(np.arange(3)) == fingerprint(np.arange(3)) != fingerprint(np.arange(4))
     True
-    >>> sigma = 1.0
-    >>> first = fingerprint(lambda x: sigma * x.std())
-    >>> sigma = 4.0
-    >>> fingerprint(lambda x: sigma * x.std()) == first
+    >>> fingerprint(partial(max, 1)) == fingerprint(partial(max, 2))
     False
     """
     return _Walk().digest(values).hex()[:32]
